@@ -1,0 +1,99 @@
+# `make demo` shows SecureOverlay at work on a real cluster; `make test` is the gate. Both install what they need.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Builds outlive a checkout: a fresh clone compiles little more than our own crates.
+SECUREOVERLAY_LAB_CACHE ?= $(HOME)/.cache/secureoverlay-lab
+CARGO_TARGET_DIR ?= $(SECUREOVERLAY_LAB_CACHE)/target
+export SECUREOVERLAY_LAB_CACHE CARGO_TARGET_DIR
+
+CARGO := cargo --locked
+LAB := cargo lab
+
+# Every scenario of the gate, in the order of one story; they share one lab.
+SCENARIOS := encrypt wire suites rotate-timed reapply junk not-a-removal mke-manifest foreign reboot leaks bench-netlink
+# Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
+FUZZ_SECONDS ?= 5
+
+stage = @printf '\n\033[1m== %s\033[0m\n' $(1)
+
+.PHONY: help
+help: ## Show the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: demo
+demo: ## The main job on a real cluster, told step by step.
+	$(LAB) demo
+
+.PHONY: test
+test: tools check unit fuzz-gate kernel-tests api-tests scenarios ## The gate: lints, unit tests, real kernel, real API server, every scenario.
+	$(call stage,'make test: ok')
+
+.PHONY: test-full
+test-full: tools check unit fuzz-gate kernel-tests api-tests ## The same with the long figures.
+	$(call stage,'scenarios, long profile')
+	$(LAB) run --full $(SCENARIOS)
+
+.PHONY: tools
+tools: # What tests need beside Rust: a second implementation of the wire scheme, and libFuzzer's C++.
+	@command -v python3 > /dev/null && command -v g++ > /dev/null \
+		|| { apt-get update --quiet=2 && apt-get install --quiet=2 --yes g++ python3; }
+
+.PHONY: check
+check: ## Format and lints.
+	$(call stage,'format and lints')
+	cargo fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- --deny warnings
+	# Tests that need a kernel or an API server are no default targets.
+	$(CARGO) clippy --workspace --test kernel --test guest_command --test api_server --quiet -- --deny warnings
+	@sed -n '/^\[workspace.dependencies\]/,/^\[workspace.lints/s/^\([a-z0-9_-]*\) *=.*/\1/p' Cargo.toml \
+		| while read -r crate; do grep -qE "[| ]$$crate[, ]" docs/dependencies.md \
+			|| { echo "docs/dependencies.md does not say what $$crate is for"; exit 1; }; done
+
+.PHONY: unit
+unit: ## Unit tests: no privileges, no network.
+	$(call stage,'unit tests')
+	$(CARGO) test --workspace --quiet
+
+.PHONY: fuzz-gate
+fuzz-gate: ## Every parser of bytes from outside, for seconds.
+	$(call stage,'fuzz targets')
+	fuzz/run $(FUZZ_SECONDS)
+
+.PHONY: fuzz
+fuzz: tools ## The same for ten minutes each; `fuzz/run SECONDS TARGET` for longer.
+	fuzz/run 600
+
+# The whole workspace, so that all tests are built with one set of features, once.
+TEST_BINARY = $$($(CARGO) test --workspace --test $(1) --no-run 2>&1 | sed -n 's/.*(\(.*$(1)-[0-9a-f]*\)).*/\1/p')
+
+.PHONY: kernel-tests
+kernel-tests: ## The driver against a real kernel with IPsec, in a guest.
+	$(call stage,'driver on a real kernel')
+	$(CARGO) test --workspace --test kernel --no-run --quiet
+	$(LAB) kernel -- $(call TEST_BINARY,kernel)
+	$(CARGO) test --workspace --test guest_command
+
+.PHONY: api-tests
+api-tests: ## Manager and manifests against a real API server.
+	$(call stage,'real API server')
+	$(LAB) up --nodes 0
+	status=0; $(LAB) inside $(CARGO) test --workspace --test api_server || status=$$?; \
+		$(LAB) down; exit $$status
+
+.PHONY: scenarios
+scenarios: ## Every scenario on a real cluster, in the short profile.
+	$(call stage,'scenarios on a real cluster')
+	$(LAB) run $(SCENARIOS)
+
+.PHONY: deny
+deny: ## Licenses and sources of the dependencies (installs cargo-deny).
+	command -v cargo-deny > /dev/null || cargo install --locked --quiet cargo-deny
+	cargo deny check bans licenses sources
+
+.PHONY: clean
+clean: ## Remove the lab and everything that it cached.
+	-$(LAB) down
+	rm -rf -- "$(SECUREOVERLAY_LAB_CACHE)"

@@ -1,0 +1,350 @@
+//! The agent's decisions, without I/O or clock: what the ring, the Nodes and the DaemonSet say goes in, what to bring
+//! the kernel to and when comes out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use secureoverlay_common::{
+    node::NodeFacts,
+    ring::{Enforcement, Ring},
+    uid::Uid,
+    wire::End,
+};
+
+use crate::{
+    descent::Descent,
+    held::{Content, Held, Installation},
+    plan::Stage,
+    removal::{Sighting, Verdict, Watched},
+    roster::{Peers, Roster, View},
+};
+
+/// Our own changes of policies are notified as well; and other IPsec software may change many at once.
+const KERNEL_PAUSE: Duration = Duration::from_secs(1);
+/// Until the first attempt after a failed one; doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause between attempts.
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+/// Times that an operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long changes are collected before the kernel is changed.
+    pub debounce: Duration,
+    /// How often the kernel is looked at though nothing is known to have changed.
+    pub resync: Duration,
+    /// By how much nodes may differ in noticing a removal.
+    pub removal_skew: Duration,
+}
+
+/// Something that happened.
+pub enum Event {
+    /// The source of the ring shows this.
+    Ring(Content),
+    /// The full list of Nodes.
+    Nodes(Vec<NodeFacts>),
+    /// A Node came or changed.
+    NodeApplied(NodeFacts),
+    /// The Node of this name was deleted.
+    NodeDeleted(String),
+    /// What the API shows of our DaemonSet; `None` where this agent may not read it.
+    DaemonSet(Option<Sighting>),
+    /// Somebody changed policies, or an SA reached a limit.
+    Kernel,
+    /// The process is asked to end, and this was found to be the reason.
+    Ending(Verdict),
+}
+
+/// What the kernel is to be brought to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// How far a removal has gone.
+    pub stage: Stage,
+    /// What to program; `None` where that is not known, or nothing.
+    pub content: Option<Program>,
+}
+
+/// What a plan is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The ring.
+    pub ring: Arc<Ring>,
+    /// This node.
+    pub local: End,
+    /// The other nodes.
+    pub peers: Arc<Peers>,
+}
+
+/// How an attempt to reach a target went.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// Everything is as it should be.
+    pub complete: bool,
+    /// When to look again although nothing changes.
+    pub wake_at: Option<Instant>,
+}
+
+/// What to find out when the process is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Nothing: it is known already.
+    None,
+    /// Whether the DaemonSet is still there.
+    DaemonSet,
+    /// Whether this agent may still read its own Node.
+    Node,
+}
+
+/// The state behind the decisions.
+pub struct Agent {
+    settings: Settings,
+    held: Held,
+    roster: Roster,
+    listed: bool,
+    view: View,
+    peers: Arc<Peers>,
+    watched: Watched,
+    installation: Installation,
+    /// The DaemonSet goes, and with it everything of ours.
+    removing: bool,
+    /// On the way down from `on`, because of a removal or a ring that is off.
+    descent: Option<Descent>,
+    /// The last that was programmed with encryption on.
+    on: Option<Program>,
+    ending: Option<Verdict>,
+    changed_at: Option<Instant>,
+    look_at: Option<Instant>,
+    under_way: Option<Target>,
+    reached: Option<Target>,
+    retry: Duration,
+}
+
+impl Agent {
+    /// `name`: this node's; `boot`: the boot ID of the running kernel.
+    #[must_use]
+    pub fn new(name: String, boot: Uid, settings: Settings) -> Self {
+        Self {
+            settings,
+            held: Held::default(),
+            roster: Roster::new(name, boot),
+            listed: false,
+            view: View::default(),
+            peers: Arc::default(),
+            watched: Watched::default(),
+            installation: Installation::Pending,
+            removing: false,
+            descent: None,
+            on: None,
+            ending: None,
+            changed_at: None,
+            look_at: None,
+            under_way: None,
+            reached: None,
+            retry: RETRY_FIRST,
+        }
+    }
+
+    /// Takes what happened.
+    pub fn take(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Ring(content) => self.held.show(content),
+            Event::Nodes(list) => {
+                self.listed = true;
+                self.roster.reset(list, now);
+            }
+            Event::NodeApplied(facts) => self.roster.apply(facts, now),
+            Event::NodeDeleted(name) => self.roster.delete(&name, now),
+            Event::DaemonSet(sighting) => self.see_daemon_set(sighting),
+            Event::Kernel => {
+                self.look_at = earliest(self.look_at, Some(now + KERNEL_PAUSE));
+                return;
+            }
+            Event::Ending(verdict) => {
+                if verdict == Verdict::Removal {
+                    self.remove();
+                }
+                self.ending = Some(verdict);
+            }
+        }
+        self.changed_at = earliest(self.changed_at, Some(now + self.settings.debounce));
+    }
+
+    fn see_daemon_set(&mut self, sighting: Option<Sighting>) {
+        match sighting {
+            None => self.installation = Installation::Unreadable,
+            Some(Sighting::Present { uid: Some(uid), .. }) => self.installation = Installation::Known(uid),
+            Some(Sighting::Present { uid: None, .. }) => {}
+            // Nothing to compare a ring with: this agent was started by hand, or is being removed.
+            Some(Sighting::Absent) if self.installation == Installation::Pending => {
+                self.installation = Installation::Unreadable;
+            }
+            Some(Sighting::Absent) => {}
+        }
+        self.held.installed(self.installation);
+        if sighting.and_then(|sighting| self.watched.sight(sighting)).is_some() {
+            self.remove();
+        }
+    }
+
+    fn remove(&mut self) {
+        self.removing = true;
+        self.descend();
+    }
+
+    /// Begins the way down, unless this node is on it already. An agent that has programmed nothing itself walks it
+    /// too, with what its predecessor left in the kernel; it can't know whether that was insisted on, which never is
+    /// where DaemonSets can't be read.
+    fn descend(&mut self) -> &mut Descent {
+        let insists = self.on.as_ref().map_or_else(
+            || matches!(self.installation, Installation::Known(_)),
+            |program| program.ring.enforcement == Enforcement::Enforcing,
+        );
+        let skew = self.settings.removal_skew;
+        self.descent.get_or_insert_with(|| Descent::new(insists, skew))
+    }
+
+    /// The verdict once the API answered the [`Self::question`] about the DaemonSet; `None` where it did not.
+    pub fn judge(&mut self, answer: Option<Sighting>) -> Verdict {
+        self.watched.at_the_end(answer)
+    }
+
+    /// What to find out now that the process is asked to end.
+    #[must_use]
+    pub fn question(&self) -> Question {
+        match self.installation {
+            _ if self.removing => Question::None,
+            Installation::Known(_) => Question::DaemonSet,
+            Installation::Unreadable if self.listed => Question::Node,
+            Installation::Pending | Installation::Unreadable => Question::None,
+        }
+    }
+
+    /// A target for the kernel, if it is time for one. The caller answers with [`Self::attempted`] before it gets
+    /// another.
+    pub fn next(&mut self, now: Instant) -> Option<Target> {
+        if self.wake_at().is_none_or(|at| now < at) {
+            return None;
+        }
+        let look = self.look_at.is_some_and(|at| at <= now);
+        if look {
+            self.look_at = None;
+        }
+        self.changed_at = None;
+        let target = self.target(now)?;
+        if !look && self.reached.as_ref() == Some(&target) {
+            return None;
+        }
+        self.under_way = Some(target.clone());
+        Some(target)
+    }
+
+    /// Takes how the attempt at the last target went.
+    pub fn attempted(&mut self, attempt: Attempt, now: Instant) {
+        let Some(target) = self.under_way.take() else { return };
+        if let Some(descent) = &mut self.descent {
+            descent.applied(target.stage, attempt.complete, now);
+        }
+        let again = if attempt.complete {
+            self.retry = RETRY_FIRST;
+            self.settings.resync
+        } else {
+            let pause = self.retry;
+            self.retry = (2 * self.retry).min(RETRY_LAST);
+            pause
+        };
+        self.look_at = earliest(earliest(self.look_at, attempt.wake_at), Some(now + again));
+        self.reached = attempt.complete.then_some(target);
+    }
+
+    /// When [`Self::next`] may have something; `None` while an attempt is under way.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let descent = self.descent.as_ref().and_then(Descent::wake_at);
+        [self.changed_at, self.look_at, self.view.wake_at, descent].into_iter().flatten().min()
+    }
+
+    /// A target is being worked at.
+    #[must_use]
+    pub const fn under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Nothing is left to do before the process may end: everything of ours is gone, or nothing of it is to go.
+    #[must_use]
+    pub fn may_end(&self) -> bool {
+        match self.ending {
+            None => false,
+            Some(Verdict::Restart) => !self.removing || self.removed(),
+            Some(Verdict::Removal) => self.removed(),
+        }
+    }
+
+    /// Encryption is being taken off this node because its DaemonSet is.
+    #[must_use]
+    pub const fn removing(&self) -> bool {
+        self.removing
+    }
+
+    /// The removal is over.
+    #[must_use]
+    pub fn removed(&self) -> bool {
+        self.removing && self.descent.as_ref().is_some_and(Descent::done)
+    }
+
+    /// Which ring counts, and what is wrong with the source.
+    #[must_use]
+    pub const fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// The nodes, as of the last [`Self::next`]; `None` before the first full list.
+    #[must_use]
+    pub fn view(&self) -> Option<&View> {
+        self.listed.then_some(&self.view)
+    }
+
+    fn target(&mut self, now: Instant) -> Option<Target> {
+        self.look_at_nodes(now);
+        let ring = self.held.ring().cloned();
+        let off = ring.as_ref().is_some_and(|ring| ring.enforcement == Enforcement::Off);
+        if self.removing || off {
+            let descent = self.descend();
+            descent.advance(now);
+            let stage = descent.stage();
+            let content = if stage == Stage::Gone { None } else { self.on.clone() };
+            return Some(Target { stage, content });
+        }
+        self.descent = None;
+        if !self.listed {
+            return None;
+        }
+        if self.view.excluded {
+            // The peers do the same at this moment; they wait for nothing either.
+            return Some(Target { stage: Stage::Gone, content: None });
+        }
+        let program = Program { ring: ring?, local: self.view.local?, peers: self.peers.clone() };
+        self.on = Some(program.clone());
+        Some(Target { stage: Stage::Normal, content: Some(program) })
+    }
+
+    fn look_at_nodes(&mut self, now: Instant) {
+        if self.listed {
+            self.view = self.roster.view(now);
+            if self.view.peers != *self.peers {
+                self.peers = Arc::new(self.view.peers.clone());
+            }
+        }
+    }
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
+}
+
+#[cfg(test)]
+mod tests;

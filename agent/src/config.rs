@@ -1,0 +1,110 @@
+//! Flags. Each is an environment variable too.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use secureoverlay_daemon::{duration, log};
+
+use crate::agent::Settings;
+
+/// Encrypts Calico's IP-in-IP traffic between nodes with IPsec: the agent for one node.
+///
+/// Reads the key ring and the Node objects and programs this node's kernel. The kernel goes on encrypting whether this
+/// program runs or not; only the removal of the DaemonSet, or a key ring that is off, switches encryption off.
+#[derive(Debug, Parser)]
+#[command(name = "ucp-secureoverlay-agent", version)]
+pub struct Config {
+    /// What to do; without a command, run the agent
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// This node and its surroundings.
+    #[command(flatten)]
+    pub node: Node,
+    /// Times.
+    #[command(flatten)]
+    pub timing: Timing,
+    /// The log.
+    #[command(flatten)]
+    pub log: log::Args,
+}
+
+/// One-time commands for a person on the node.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Command {
+    /// Take everything of ours out of this node's kernel, for a node that was down when the DaemonSet was deleted
+    Cleanup {
+        /// Even while an agent runs on this node, which may put everything back
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// This node and its surroundings.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Node")]
+pub struct Node {
+    /// Name of this node's Node object
+    #[arg(long, env = "MY_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The mounted key ring, read where the agent may not read the Secret through the API
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_RING_FILE",
+        default_value = "/etc/secureoverlay/keys",
+        value_name = "FILE"
+    )]
+    pub ring_file: PathBuf,
+    /// Where /healthz, /readyz and /metrics are served. The agent shares the node's network: any other address than
+    /// the loopback is open to whoever reaches the node
+    #[arg(long, env = "SECUREOVERLAY_LISTEN", default_value = "127.0.0.1:9467", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+}
+
+/// Times.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Timing")]
+pub struct Timing {
+    /// How long changes are collected before the kernel is changed
+    #[arg(long, env = "SECUREOVERLAY_RECONCILE_DEBOUNCE", default_value = "100ms",
+          value_parser = duration::parse, value_name = "DURATION")]
+    pub reconcile_debounce: Duration,
+    /// How often the kernel is compared with the plan though nothing is known to have changed
+    #[arg(long, env = "SECUREOVERLAY_RESYNC", default_value = "60s",
+          value_parser = duration::parse_positive, value_name = "DURATION")]
+    pub resync: Duration,
+    /// By how much nodes may differ in noticing that encryption is being switched off: each step waits this long for
+    /// the slowest. Two steps have to fit into the pod's termination grace period
+    #[arg(long, env = "SECUREOVERLAY_REMOVAL_SKEW", default_value = "4s",
+          value_parser = duration::parse, value_name = "DURATION")]
+    pub removal_skew: Duration,
+}
+
+impl From<Timing> for Settings {
+    fn from(timing: Timing) -> Self {
+        Self { debounce: timing.reconcile_debounce, resync: timing.resync, removal_skew: timing.removal_skew }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_an_environment_variable_too() {
+        let command = Config::command();
+        command.clone().debug_assert();
+        for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str()))
+        {
+            assert!(arg.get_env().is_some() && arg.get_help().is_some(), "{}", arg.get_id());
+        }
+    }
+
+    #[test]
+    fn the_loopback_is_the_default() {
+        let config = Config::parse_from(["agent", "--node-name", "a"]);
+        assert!(config.node.listen.ip().is_loopback() && config.command.is_none());
+        assert_eq!(config.timing.removal_skew, Duration::from_secs(4));
+    }
+}

@@ -1,0 +1,272 @@
+//! What can go wrong between us and the kernel, and what to do about it.
+
+use std::{fmt, io};
+
+use rustix::io::Errno;
+
+use crate::xfrm::Op;
+
+/// The kernel's "no" to one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The error number.
+    pub errno: Errno,
+    /// The extended acknowledgement's text, where the kernel gave one.
+    pub message: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", io::Error::from(self.errno))?;
+        match &self.message {
+            Some(message) => write!(f, ", \"{message}\""),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Bytes from a netlink socket that are not what they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed netlink message: {0}")]
+pub struct Malformed(pub(super) String);
+
+impl From<netlink_packet_core::DecodeError> for Malformed {
+    fn from(error: netlink_packet_core::DecodeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<neli::err::DeError> for Malformed {
+    fn from(error: neli::err::DeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A request, or a whole batch or dump, that did not come to an end.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No socket.
+    #[error("opening the netlink socket for {subsystem}: {source}; {}", advice_for_open(.source))]
+    Open {
+        /// `XFRM` or `routes`.
+        subsystem: &'static str,
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// A system call on an open socket failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The system call's error.
+        source: io::Error,
+    },
+    /// The kernel refused the request as a whole.
+    #[error("{doing}: {refusal}; {}", advice(.refusal.errno))]
+    Refused {
+        /// What was being done.
+        doing: &'static str,
+        /// The answer.
+        refusal: Refusal,
+    },
+    /// The socket's receive buffer ran over (`ENOBUFS`).
+    #[error("{doing}: answers of the kernel were lost, its state is known only after another dump")]
+    Lost {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The kernel did not answer in time.
+    #[error("{doing}: no answer of the kernel; its state is known only after another dump")]
+    NoAnswer {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The answer can't be read.
+    #[error("{doing}: {source}")]
+    Malformed {
+        /// What was being done.
+        doing: &'static str,
+        /// What is wrong with it.
+        source: Malformed,
+    },
+    /// Every dump was interrupted by changes.
+    #[error("{doing}: the kernel's tables changed during each of {attempts} dumps; try again later")]
+    Unsteady {
+        /// What was being done.
+        doing: &'static str,
+        /// How often it was tried.
+        attempts: u32,
+    },
+}
+
+/// One operation that failed, and why. Never contains key material.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {detail}")]
+pub struct OpError {
+    /// What was being done, to what.
+    pub what: String,
+    /// The kind of failure, for counting and deciding.
+    pub kind: OpErrorKind,
+    /// What the kernel said and what to do about it.
+    pub detail: String,
+}
+
+/// What a failure means for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OpErrorKind {
+    /// NET_ADMIN is missing: nothing will work.
+    NotPermitted,
+    /// Somebody else's object has the same identity. It was not touched.
+    Foreign,
+    /// An object of ours is there already: the dump that led here is out of date.
+    Exists,
+    /// The kernel lacks a module.
+    Unsupported,
+    /// Whether it was done is not known: dump again.
+    Unknown,
+    /// Anything else.
+    Refused,
+}
+
+impl OpErrorKind {
+    /// The kind's name in logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotPermitted => "not_permitted",
+            Self::Foreign => "foreign",
+            Self::Exists => "exists",
+            Self::Unsupported => "unsupported",
+            Self::Unknown => "unknown",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl OpError {
+    /// The kernel's refusal of `op`.
+    pub(super) fn refused(op: &Op, refusal: &Refusal) -> Self {
+        let kind = match (op, refusal.errno) {
+            (_, Errno::PERM | Errno::ACCESS) => OpErrorKind::NotPermitted,
+            (_, Errno::EXIST) => OpErrorKind::Exists,
+            (Op::AddState(_), Errno::PROTONOSUPPORT | Errno::NOSYS | Errno::NOENT) => {
+                OpErrorKind::Unsupported
+            }
+            _ => OpErrorKind::Refused,
+        };
+        Self { what: describe(op), kind, detail: format!("{refusal}; {}", advice(refusal.errno)) }
+    }
+
+    /// `op` met an object that is not ours.
+    pub(super) fn foreign(op: &Op, found: &str) -> Self {
+        let detail = format!(
+            "{found}, which is not ours, is in the way and was left alone; remove it or its owner from this node"
+        );
+        Self { what: describe(op), kind: OpErrorKind::Foreign, detail }
+    }
+
+    /// The request or its answer was lost.
+    pub(super) fn unknown(op: &Op, cause: &KernelError) -> Self {
+        let kind = match cause {
+            KernelError::Open { .. } => OpErrorKind::Refused,
+            KernelError::Io { .. }
+            | KernelError::Refused { .. }
+            | KernelError::Lost { .. }
+            | KernelError::NoAnswer { .. }
+            | KernelError::Malformed { .. }
+            | KernelError::Unsteady { .. } => OpErrorKind::Unknown,
+        };
+        Self { what: describe(op), kind, detail: cause.to_string() }
+    }
+}
+
+/// The operation in words, without keys.
+fn describe(op: &Op) -> String {
+    match op {
+        Op::AddState(sa) => format!("adding SA {} from {} ({})", sa.id, sa.src, sa.suite),
+        Op::DeleteState(id) => format!("deleting SA {id}"),
+        Op::AddPolicy(policy) => format!("adding policy {}", policy.id),
+        Op::UpdatePolicy(policy) => format!("updating policy {}", policy.id),
+        Op::DeletePolicy(id) => format!("deleting policy {id}"),
+    }
+}
+
+/// What usually brings `errno` about in answers of XFRM, and what mends it.
+fn advice(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM | Errno::ACCESS => "the process needs the capability NET_ADMIN",
+        Errno::EXIST => "an object with this identity is there already: dump again",
+        Errno::SRCH => "it is gone: dump again",
+        Errno::NOBUFS | Errno::NOMEM => "the kernel is short of memory: dump again and retry",
+        // No ESP, no such AEAD, no part of one.
+        Errno::PROTONOSUPPORT | Errno::NOSYS | Errno::NOENT => {
+            "the kernel lacks ESP or its cipher: on the host, `modprobe -a esp4 gcm seqiv` (for IPv6 esp6)"
+        }
+        Errno::INVAL => "the kernel does not take this request: it may be older than 4.3 or lack an option",
+        _ => "nothing was changed by it",
+    }
+}
+
+fn advice_for_open(source: &io::Error) -> &'static str {
+    match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::PROTONOSUPPORT | Errno::CONNREFUSED) => {
+            "the kernel has no XFRM netlink: on the host, `modprobe xfrm_user`"
+        }
+        Some(Errno::PERM | Errno::ACCESS) => "the process needs the capability NET_ADMIN",
+        Some(Errno::NOPROTOOPT) => "the kernel is older than 4.12",
+        _ => "is netlink forbidden here, by seccomp for instance?",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use secureoverlay_common::{secret::SecretBytes, suite::Suite};
+
+    use super::*;
+    use crate::xfrm::{Sa, SaId};
+
+    fn refused(op: &Op, errno: Errno) -> OpError {
+        OpError::refused(op, &Refusal { errno, message: Some("the kernel's words".to_owned()) })
+    }
+
+    #[test]
+    fn errors_say_what_was_done_what_came_back_and_what_helps() {
+        let id = SaId { dst: Ipv4Addr::new(10, 0, 0, 2).into(), spi: 0x1000 };
+        let src = Ipv4Addr::new(10, 0, 0, 1).into();
+        let add =
+            Op::AddState(Sa { src, id, suite: Suite::default(), key: SecretBytes::copy_from(&[7; 20]) });
+        assert_eq!(
+            refused(&add, Errno::PERM).to_string(),
+            "adding SA 10.0.0.2 SPI 0x00001000 from 10.0.0.1 (aes128gcm8): Operation not permitted (os error 1), \
+             \"the kernel's words\"; the process needs the capability NET_ADMIN"
+        );
+        for (errno, kind, advice) in [
+            (Errno::EXIST, OpErrorKind::Exists, "dump again"),
+            (Errno::PROTONOSUPPORT, OpErrorKind::Unsupported, "modprobe -a esp4 gcm seqiv"),
+            (Errno::NOSYS, OpErrorKind::Unsupported, "modprobe -a esp4 gcm seqiv"),
+            (Errno::NOENT, OpErrorKind::Unsupported, "modprobe -a esp4 gcm seqiv"),
+            (Errno::NOBUFS, OpErrorKind::Refused, "retry"),
+            (Errno::INVAL, OpErrorKind::Refused, "older than"),
+        ] {
+            let error = refused(&add, errno);
+            assert_eq!(error.kind, kind, "{errno:?}");
+            assert!(error.to_string().contains(advice), "{error}");
+        }
+        assert_eq!(refused(&Op::DeleteState(id), Errno::NOENT).kind, OpErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_lost_answer_is_not_a_refusal() {
+        let op = Op::DeleteState(SaId { dst: Ipv4Addr::LOCALHOST.into(), spi: 256 });
+        assert_eq!(OpError::unknown(&op, &KernelError::Lost { doing: "testing" }).kind, OpErrorKind::Unknown);
+    }
+
+    #[test]
+    fn a_kernel_without_xfrm_is_told_by_name() {
+        let source = io::Error::from(Errno::PROTONOSUPPORT);
+        let text = KernelError::Open { subsystem: "XFRM", source }.to_string();
+        assert!(text.contains("modprobe xfrm_user"), "{text}");
+    }
+}

@@ -1,0 +1,227 @@
+//! Links, addresses and routes (rtnetlink, RFC 3549, `linux/rtnetlink.h`): the facts for the MTU and coverage checks.
+//!
+//! neli knows the messages. They travel over the driver's own socket, which waits for a limited time, notices
+//! interrupted dumps and takes damaged frames for errors.
+
+use std::{
+    io::Cursor,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use neli::{
+    FromBytesWithInput, ToBytes,
+    attr::Attribute,
+    consts::rtnl::{
+        Ifa, Iff, Ifla, IflaInfo, RtAddrFamily, RtScope, RtTable, Rta, RtaType, Rtm, Rtn, Rtprot,
+    },
+    err::DeError,
+    rtnl::{
+        Ifaddrmsg, IfaddrmsgBuilder, Ifinfomsg, IfinfomsgBuilder, RtAttrHandle, RtattrBuilder, Rtmsg,
+        RtmsgBuilder,
+    },
+    types::RtBuffer,
+};
+
+use super::{
+    error::{KernelError, Malformed, Refusal},
+    socket::{RequestSocket, Subsystem},
+};
+
+/// Among the attributes nested in `RTA_METRICS`, which neli does not name.
+const RTAX_MTU: u16 = 2;
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Bytes of the largest packet.
+    pub mtu: u32,
+    /// The kind of a virtual one, such as `ipip`.
+    pub kind: Option<String>,
+    /// Whether it was switched on.
+    pub up: bool,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Where the kernel sends packets for a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteTo {
+    /// Number of the interface.
+    pub oif: u32,
+    /// The next hop, if the destination is not itself on the link.
+    pub gateway: Option<IpAddr>,
+    /// The source address that it chooses.
+    pub prefsrc: Option<IpAddr>,
+    /// The route's MTU where it has one: configured, or learned from ICMP for this destination.
+    pub mtu: Option<u32>,
+    /// An ordinary route (`RTN_UNICAST`): neither to ourselves nor a broadcast.
+    pub unicast: bool,
+}
+
+/// A netlink socket for links and routes. Reading needs no capability.
+pub struct LinkSocket {
+    requests: RequestSocket,
+}
+
+impl LinkSocket {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// The system does not let us.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self { requests: RequestSocket::open(Subsystem::Route)? })
+    }
+
+    /// All interfaces with their addresses, in the order of their numbers.
+    ///
+    /// # Errors
+    /// The kernel refuses, or its answer can't be read.
+    pub fn links(&mut self) -> Result<Vec<Link>, KernelError> {
+        let mut links =
+            self.requests.dump(Rtm::Getlink.into(), &links_request(), "reading the links", |payload| {
+                read_link(payload).map(Some)
+            })?;
+        let addresses = self.requests.dump(
+            Rtm::Getaddr.into(),
+            &addresses_request(),
+            "reading the addresses",
+            read_address,
+        )?;
+        links.sort_by_key(|link| link.index);
+        for (index, address) in addresses {
+            if let Ok(at) = links.binary_search_by_key(&index, |link| link.index) {
+                links[at].addresses.push(address);
+            }
+        }
+        Ok(links)
+    }
+
+    /// The route to `destination`, or why there is none.
+    ///
+    /// # Errors
+    /// The kernel can't be asked, or its answer can't be read.
+    pub fn route_to(&mut self, destination: IpAddr) -> Result<Result<RouteTo, Refusal>, KernelError> {
+        self.requests.get(Rtm::Getroute.into(), &route_request(destination), "looking up a route", read_route)
+    }
+}
+
+fn links_request() -> Vec<u8> {
+    let message = IfinfomsgBuilder::default().ifi_family(RtAddrFamily::Unspecified).build();
+    encode(&message.expect("every other field has a default"))
+}
+
+fn addresses_request() -> Vec<u8> {
+    let message = IfaddrmsgBuilder::default()
+        .ifa_family(RtAddrFamily::Unspecified)
+        .ifa_prefixlen(0)
+        .ifa_scope(RtScope::Universe)
+        .ifa_index(0)
+        .build();
+    encode(&message.expect("every other field has a default or is set"))
+}
+
+fn route_request(destination: IpAddr) -> Vec<u8> {
+    let (family, octets) = match destination {
+        IpAddr::V4(address) => (RtAddrFamily::Inet, address.octets().to_vec()),
+        IpAddr::V6(address) => (RtAddrFamily::Inet6, address.octets().to_vec()),
+    };
+    let bits = if destination.is_ipv4() { 32 } else { 128 };
+    let to = RtattrBuilder::default()
+        .rta_type(Rta::Dst)
+        .rta_payload(octets)
+        .build()
+        .expect("an attribute is a type and a payload");
+    let message = RtmsgBuilder::default()
+        .rtm_family(family)
+        .rtm_dst_len(bits)
+        .rtm_src_len(0)
+        .rtm_tos(0)
+        .rtm_table(RtTable::Unspec)
+        .rtm_protocol(Rtprot::Unspec)
+        .rtm_scope(RtScope::Universe)
+        .rtm_type(Rtn::Unspec)
+        .rtattrs(RtBuffer::from_iter([to]))
+        .build();
+    encode(&message.expect("every other field has a default or is set"))
+}
+
+/// The payload of an `RTM_NEWLINK`; addresses are left empty.
+fn read_link(payload: &[u8]) -> Result<Link, Malformed> {
+    let message: Ifinfomsg = decode(payload)?;
+    let index = *message.ifi_index();
+    let attributes = message.rtattrs().get_attr_handle();
+    let name = attributes.get_attribute(Ifla::Ifname);
+    let kind = match attributes.get_attribute(Ifla::Linkinfo) {
+        Some(info) => info.get_attr_handle()?.get_attribute(IflaInfo::Kind).map(text),
+        None => None,
+    };
+    Ok(Link {
+        index: u32::try_from(index).map_err(|_| Malformed(format!("link number {index}")))?,
+        name: name.map(text).ok_or_else(|| Malformed(format!("link {index} has no name")))?,
+        mtu: word(&attributes, Ifla::Mtu)?.ok_or_else(|| Malformed(format!("link {index} has no MTU")))?,
+        kind,
+        up: message.ifi_flags().contains(Iff::UP),
+        addresses: Vec::new(),
+    })
+}
+
+/// The payload of an `RTM_NEWADDR`: number of the interface and own address, `None` if it is neither IPv4 nor IPv6.
+fn read_address(payload: &[u8]) -> Result<Option<(u32, IpAddr)>, Malformed> {
+    let message: Ifaddrmsg = decode(payload)?;
+    let attributes = message.rtattrs().get_attr_handle();
+    // On a point-to-point link IFA_ADDRESS is the other end.
+    let own = address(&attributes, Ifa::Local).or_else(|| address(&attributes, Ifa::Address));
+    Ok(own.map(|own| (*message.ifa_index(), own)))
+}
+
+/// The payload of an `RTM_NEWROUTE`.
+fn read_route(payload: &[u8]) -> Result<RouteTo, Malformed> {
+    let message: Rtmsg = decode(payload)?;
+    let attributes = message.rtattrs().get_attr_handle();
+    let mtu = match attributes.get_attribute(Rta::Metrics) {
+        Some(metrics) => word(&metrics.get_attr_handle()?, RTAX_MTU)?,
+        None => None,
+    };
+    Ok(RouteTo {
+        // Routes that lead nowhere have none.
+        oif: word(&attributes, Rta::Oif)?.unwrap_or(0),
+        gateway: address(&attributes, Rta::Gateway),
+        prefsrc: address(&attributes, Rta::Prefsrc),
+        mtu,
+        unicast: *message.rtm_type() == Rtn::Unicast,
+    })
+}
+
+fn encode(message: &impl ToBytes) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    message.to_bytes(&mut bytes).expect("a Vec takes all bytes");
+    bytes.into_inner()
+}
+
+fn decode<M: FromBytesWithInput<Input = usize>>(payload: &[u8]) -> Result<M, DeError> {
+    M::from_bytes_with_input(&mut Cursor::new(payload), payload.len())
+}
+
+fn word<T: RtaType>(attributes: &RtAttrHandle<'_, T>, kind: T) -> Result<Option<u32>, DeError> {
+    attributes.get_attribute(kind).map(Attribute::get_payload_as).transpose()
+}
+
+fn address<T: RtaType>(attributes: &RtAttrHandle<'_, T>, kind: T) -> Option<IpAddr> {
+    let bytes = attributes.get_attribute(kind)?.payload().as_ref();
+    let v4 = || <[u8; 4]>::try_from(bytes).ok().map(|octets| Ipv4Addr::from(octets).into());
+    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(|octets| Ipv6Addr::from(octets).into());
+    v4().or_else(v6)
+}
+
+/// Not neli's own conversion, which panics when there is not even a final NUL.
+fn text<T>(attribute: &impl Attribute<T>) -> String {
+    String::from_utf8_lossy(attribute.payload().as_ref()).trim_end_matches('\0').to_owned()
+}
+
+#[cfg(test)]
+#[path = "links_tests.rs"]
+mod tests;

@@ -1,0 +1,27 @@
+//! The agent of SecureOverlay as a library: everything but the command line.
+
+pub mod agent;
+pub mod cleanup;
+pub mod config;
+pub mod daemon_set;
+pub mod descent;
+pub mod diff;
+pub mod held;
+pub mod kernel;
+pub mod lock;
+pub mod metrics;
+#[cfg(test)]
+mod model_kernel;
+pub mod mtu;
+pub mod nodes;
+pub mod plan;
+pub mod reconcile;
+pub mod removal;
+pub mod report;
+pub mod rights;
+pub mod roster;
+pub mod run;
+pub mod source;
+pub mod watching;
+pub mod worker;
+pub mod xfrm;

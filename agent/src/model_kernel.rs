@@ -1,0 +1,176 @@
+//! A model of the kernel's XFRM tables for tests: it behaves as Linux does and checks what must never happen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    kernel::{Kernel, KernelError, OpError, OpErrorKind},
+    xfrm::{Action, Actual, ActualPolicy, ActualSa, Direction, Net, Op, Owner, Policy, PolicyId, SaId},
+};
+
+/// SAs and policies, ours and foreign, and a count of operations after which the process dies.
+#[derive(Clone, Debug, Default)]
+pub struct ModelKernel {
+    pub states: BTreeMap<SaId, ActualSa>,
+    pub policies: BTreeMap<PolicyId, ActualPolicy>,
+    /// Operations (counted over all runs) that the kernel refuses.
+    pub refuse: BTreeSet<usize>,
+    /// Operations after which nothing is carried out any more.
+    pub dies_after: Option<usize>,
+    pub done: usize,
+    /// Keys of outbound SAs that were ever added, to notice a second time.
+    pub outbound_keys: BTreeSet<Vec<u8>>,
+    /// SAs that were deleted to be added again with another key.
+    pub replacing: BTreeSet<SaId>,
+    pub local: Option<std::net::IpAddr>,
+}
+
+impl ModelKernel {
+    pub fn ours(&self) -> usize {
+        let states = self.states.values().filter(|sa| sa.owner == Owner::Ours).count();
+        states + self.policies.values().filter(|policy| policy.owner == Owner::Ours).count()
+    }
+
+    /// What is not ours.
+    pub fn foreign(&self) -> (Vec<ActualSa>, Vec<ActualPolicy>) {
+        let states = self.states.values().filter(|sa| sa.owner == Owner::Foreign).cloned().collect();
+        (states, self.policies.values().filter(|policy| policy.owner == Owner::Foreign).copied().collect())
+    }
+
+    pub fn add_foreign_state(&mut self, id: SaId) {
+        let sa = ActualSa {
+            src: [198, 51, 100, 1].into(),
+            id,
+            owner: Owner::Foreign,
+            cipher: None,
+            well_formed: false,
+            packets: 0,
+            bytes: 0,
+        };
+        self.states.insert(id, sa);
+    }
+
+    pub fn add_foreign_policy(&mut self, id: PolicyId) {
+        let policy =
+            ActualPolicy { id, index: 8, priority: 1, protocol: 4, owner: Owner::Foreign, action: None };
+        self.policies.insert(id, policy);
+    }
+
+    /// Invariants that hold whatever happens, at every moment.
+    fn check(&self) {
+        for policy in self.policies.values().filter(|policy| policy.id.direction == Direction::Out) {
+            if let (Owner::Ours, Some(Action::Esp(Some(spi)))) = (policy.owner, policy.action) {
+                let id = SaId { dst: policy.id.dst.addr, spi };
+                assert!(
+                    self.states.contains_key(&id) || self.replacing.contains(&id),
+                    "a policy pins {id}, which is missing: all of its traffic is lost"
+                );
+            }
+        }
+    }
+
+    fn carry_out(&mut self, op: &Op) -> Result<(), OpErrorKind> {
+        match op {
+            Op::AddState(sa) => {
+                if self.states.contains_key(&sa.id) {
+                    return Err(OpErrorKind::Exists);
+                }
+                if Some(sa.src) == self.local {
+                    let first = self.outbound_keys.insert(sa.key.expose().to_vec());
+                    assert!(first, "the outbound key of {} was installed twice", sa.id);
+                }
+                let cipher = Some((sa.suite, sa.key.clone()));
+                let (owner, well_formed) = (Owner::Ours, true);
+                let actual =
+                    ActualSa { src: sa.src, id: sa.id, owner, cipher, well_formed, packets: 0, bytes: 0 };
+                self.states.insert(sa.id, actual);
+                self.replacing.remove(&sa.id);
+            }
+            Op::DeleteState(id) => {
+                let found = self.states.remove(id);
+                assert!(found.is_none_or(|sa| sa.owner == Owner::Ours), "{id} is foreign and was deleted");
+            }
+            Op::AddPolicy(policy) => {
+                if self.policies.contains_key(&policy.id) {
+                    return Err(OpErrorKind::Exists);
+                }
+                self.put(policy);
+            }
+            Op::UpdatePolicy(policy) => {
+                let found = self.policies.get(&policy.id);
+                assert!(
+                    found.is_none_or(|found| found.owner == Owner::Ours),
+                    "{} is foreign and was updated",
+                    policy.id
+                );
+                self.put(policy);
+            }
+            Op::DeletePolicy(id) => {
+                let found = self.policies.remove(id);
+                assert!(
+                    found.is_none_or(|policy| policy.owner == Owner::Ours),
+                    "{id} is foreign and was deleted"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, policy: &Policy) {
+        let actual = ActualPolicy {
+            id: policy.id,
+            index: 0,
+            priority: policy.action.priority(),
+            protocol: 4,
+            owner: Owner::Ours,
+            action: Some(policy.action),
+        };
+        self.policies.insert(policy.id, actual);
+    }
+
+    /// Whether a policy lets `direction` traffic between two hosts through without ESP.
+    pub fn clear(&self, id: &PolicyId) -> bool {
+        let covers = |net: Net, addr: Net| net.prefix == 0 || net == addr;
+        let best = self
+            .policies
+            .values()
+            .filter(|policy| policy.id.direction == id.direction)
+            .filter(|policy| covers(policy.id.src, id.src) && covers(policy.id.dst, id.dst))
+            .min_by_key(|policy| policy.priority);
+        best.is_none_or(|policy| policy.action == Some(Action::Allow))
+    }
+}
+
+impl Kernel for &mut ModelKernel {
+    fn dump(&mut self) -> Result<Actual, KernelError> {
+        let states = self.states.values().cloned().collect();
+        Ok(Actual { states, policies: self.policies.values().copied().collect() })
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        let mut results = Vec::new();
+        for op in ops {
+            let at = self.done;
+            self.done += 1;
+            let dead = self.dies_after.is_some_and(|last| at >= last);
+            let result = match dead || self.refuse.contains(&at) {
+                true => Err(OpErrorKind::Unknown),
+                false => self.carry_out(op),
+            };
+            let replaced =
+                |other: &Op| matches!((op, other), (Op::DeleteState(id), Op::AddState(sa)) if sa.id == *id);
+            if result.is_ok() && ops.get(results.len() + 1).is_some_and(replaced) {
+                self.replacing.extend(match op {
+                    Op::DeleteState(id) => Some(*id),
+                    _ => None,
+                });
+            }
+            self.check();
+            results.push(result.map_err(|kind| OpError {
+                what: format!("{op:?}"),
+                kind,
+                detail: String::new(),
+            }));
+        }
+        results
+    }
+}

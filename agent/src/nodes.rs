@@ -1,0 +1,63 @@
+//! The watch of the Nodes.
+
+use futures::StreamExt;
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Api, Client, Resource,
+    runtime::{
+        WatchStreamExt,
+        watcher::{Config, Event as Watched, watcher},
+    },
+};
+use secureoverlay_common::node::{NodeFacts, SlimMetadata, SlimNode, SlimStatus};
+use serde::Deserialize;
+use tokio::sync::mpsc::Sender;
+
+use crate::{agent::Event, watching::Watching};
+
+/// Nodes in one answer. Full Nodes take more than 10 kB each, in the answer if not in memory afterwards.
+const PAGE: u32 = 50;
+
+/// A Node as the client for the API wants it.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = Node)]
+pub struct WatchedNode {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    status: SlimStatus,
+}
+
+impl From<WatchedNode> for NodeFacts {
+    fn from(node: WatchedNode) -> Self {
+        let ObjectMeta { name, uid, creation_timestamp, labels, annotations, .. } = node.metadata;
+        let creation_timestamp = creation_timestamp.map(|time| time.0);
+        let metadata = SlimMetadata { name, uid, creation_timestamp, labels, annotations };
+        Self::from(&SlimNode { metadata, status: node.status })
+    }
+}
+
+/// Tells all Nodes, then every change, for as long as somebody listens.
+pub async fn follow(client: Client, events: Sender<Event>, mut watching: Watching) {
+    let config = Config::default().page_size(PAGE);
+    let mut stream = watcher(Api::<WatchedNode>::all(client), config).default_backoff().boxed();
+    let mut list = Vec::new();
+    while let Some(event) = stream.next().await {
+        let event = match watching.heard(event) {
+            None => continue,
+            Some(Watched::Init) => {
+                list.clear();
+                continue;
+            }
+            Some(Watched::InitApply(node)) => {
+                list.push(NodeFacts::from(node));
+                continue;
+            }
+            Some(Watched::InitDone) => Event::Nodes(std::mem::take(&mut list)),
+            Some(Watched::Apply(node)) => Event::NodeApplied(NodeFacts::from(node)),
+            Some(Watched::Delete(node)) => Event::NodeDeleted(node.metadata.name.unwrap_or_default()),
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What this node's kernel should hold: a pure function of the ring and the peers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use secureoverlay_common::{
+    ring::{Enforcement, Generation, Ring, Role},
+    uid::Uid,
+    wire::{Derivation, End},
+};
+
+use crate::{
+    roster::{Peer, Peers},
+    xfrm::{Action, Direction, Net, PolicyId, Sa, SaId},
+};
+
+/// How far a removal has gone. Each stage waits until every node has reached the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// No removal.
+    #[default]
+    Normal,
+    /// Nobody insists: no blocks, inbound plaintext accepted.
+    Optional,
+    /// Nobody sends ESP.
+    Silent,
+    /// Nothing of ours is left.
+    Gone,
+}
+
+/// The SAs and policies that should be there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// SAs by id.
+    pub states: BTreeMap<SaId, PlannedSa>,
+    /// Policies by selector.
+    pub policies: BTreeMap<PolicyId, Action>,
+    /// Whom this plan sends with.
+    pub sender: Sender,
+    /// Address and SPI that this node sends with, for each generation. Outbound SAs with them live as long as the
+    /// generation, even when their peer is gone: a peer that comes back must not make us install a key again.
+    pub own_spis: BTreeSet<(IpAddr, u32)>,
+    /// The uids of the ring's generations.
+    pub generations: BTreeSet<Uid>,
+    /// Pairs that can't be programmed.
+    pub collisions: Vec<SpiCollision>,
+}
+
+/// What becomes of outbound policies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sender {
+    /// There is no generation to send with: what the kernel sends with now, if anything, goes on.
+    #[default]
+    AsBefore,
+    /// As the plan's policies say.
+    Planned,
+    /// Nothing of ours is to be left, whatever the kernel holds.
+    Nothing,
+}
+
+/// An SA of the plan, and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSa {
+    /// The SA.
+    pub sa: Sa,
+    /// Toward this node or away from it.
+    pub direction: Direction,
+    /// Its generation.
+    pub generation: Uid,
+    /// Its generation's role.
+    pub role: Role,
+}
+
+/// Two senders with one SPI: a receiver can't tell them apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SpiCollision {
+    /// The SPI.
+    pub spi: u32,
+    /// The sender that is programmed, the one with the lower address.
+    pub programmed: IpAddr,
+    /// The sender that is not.
+    pub left_out: IpAddr,
+}
+
+impl fmt::Display for SpiCollision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spi, programmed, left_out } = self;
+        write!(
+            f,
+            "{programmed} and {left_out} have the same SPI {spi:#010x}: {left_out} can't send encrypted until the \
+             next rotation"
+        )
+    }
+}
+
+/// What the kernel of the node `local` should hold.
+///
+/// Every generation of the ring has an inbound and an outbound SA with every peer, whatever its role; only the
+/// outbound policy says which one sends. So no SA comes or goes when a generation's role changes.
+#[must_use]
+pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
+    let mut plan = Plan {
+        generations: ring.generations.iter().map(|generation| generation.uid).collect(),
+        ..Plan::default()
+    };
+    if stage == Stage::Gone || ring.enforcement == Enforcement::Off {
+        plan.sender = Sender::Nothing;
+        return plan;
+    }
+    let derivations: Vec<Derivation<'_>> = ring.generations.iter().map(Derivation::new).collect();
+    let (senders, collisions) = senders(&derivations, local, peers);
+    plan.collisions = collisions;
+    plan.own_spis = ring
+        .generations
+        .iter()
+        .filter_map(|generation| Some((local.addr, senders.spi(generation, local)?)))
+        .collect();
+    let encrypting = || peers.values().filter(|peer| !peer.excluded);
+    for derivation in &derivations {
+        for peer in encrypting() {
+            add_states(&mut plan, &senders, derivation, local, &peer.end);
+        }
+    }
+    if stage >= Stage::Silent {
+        plan.sender = Sender::Planned;
+    } else if let Some(active) = ring.active() {
+        plan.sender = Sender::Planned;
+        if let Some(spi) = senders.spi(active, local) {
+            let clear = |peer: &&Peer| {
+                ring.enforcement == Enforcement::Permissive && ring.pending.contains(&peer.end.node)
+            };
+            for peer in encrypting().filter(|peer| !clear(peer)) {
+                plan.policies.insert(pair(Direction::Out, local, &peer.end), Action::Esp(Some(spi)));
+            }
+        }
+    }
+    if ring.enforcement == Enforcement::Enforcing && stage == Stage::Normal {
+        for peer in encrypting() {
+            plan.policies.insert(pair(Direction::In, local, &peer.end), Action::Esp(None));
+        }
+        for peer in peers.values().filter(|peer| peer.excluded) {
+            for direction in [Direction::In, Direction::Out] {
+                plan.policies.insert(pair(direction, local, &peer.end), Action::Allow);
+            }
+        }
+        let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+        for (direction, src) in [(Direction::In, anywhere), (Direction::Out, Net::host(local.addr))] {
+            plan.policies.insert(PolicyId { direction, src, dst: anywhere }, Action::Block);
+        }
+    }
+    plan
+}
+
+fn add_states(plan: &mut Plan, senders: &Senders, derivation: &Derivation<'_>, local: &End, peer: &End) {
+    let generation = derivation.generation();
+    for (direction, src, dst) in [(Direction::In, peer, local), (Direction::Out, local, peer)] {
+        let Some(spi) = senders.spi(generation, src) else { continue };
+        let id = SaId { dst: dst.addr, spi };
+        let key = derivation.sa_key(src, dst, spi);
+        let sa = Sa { src: src.addr, id, suite: generation.suite, key };
+        let planned = PlannedSa { sa, direction, generation: generation.uid, role: generation.role };
+        plan.states.insert(id, planned);
+    }
+}
+
+fn pair(direction: Direction, local: &End, peer: &End) -> PolicyId {
+    let (local, peer) = (Net::host(local.addr), Net::host(peer.addr));
+    match direction {
+        Direction::In => PolicyId { direction, src: peer, dst: local },
+        Direction::Out => PolicyId { direction, src: local, dst: peer },
+    }
+}
+
+/// The SPI of every sender that has one to itself, by address and generation.
+struct Senders(BTreeMap<(IpAddr, Uid), u32>);
+
+impl Senders {
+    fn spi(&self, generation: &Generation, sender: &End) -> Option<u32> {
+        self.0.get(&(sender.addr, generation.uid)).copied()
+    }
+}
+
+/// Gives each SPI to the sender with the lowest address, as every other node does.
+fn senders(derivations: &[Derivation<'_>], local: &End, peers: &Peers) -> (Senders, Vec<SpiCollision>) {
+    let mut ends: Vec<&End> = peers.values().map(|peer| &peer.end).chain([local]).collect();
+    ends.sort_by_key(|end| end.addr);
+    let mut taken: BTreeMap<u32, IpAddr> = BTreeMap::new();
+    let mut senders = Senders(BTreeMap::new());
+    let mut collisions = Vec::new();
+    for end in ends {
+        for derivation in derivations {
+            let spi = derivation.spi(end);
+            match taken.get(&spi) {
+                Some(&programmed) => collisions.push(SpiCollision { spi, programmed, left_out: end.addr }),
+                None => {
+                    taken.insert(spi, end.addr);
+                    senders.0.insert((end.addr, derivation.generation().uid), spi);
+                }
+            }
+        }
+    }
+    (senders, collisions)
+}

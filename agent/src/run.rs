@@ -1,0 +1,299 @@
+//! Wires the agent: sources on one side, the kernel's thread on the other, the decisions between them.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc as blocking},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use kube::Client;
+use secureoverlay_common::uid::Uid;
+use secureoverlay_daemon::{client, health::Health, http, signal::Shutdown};
+use tokio::{
+    sync::{
+        Notify,
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+    },
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    agent::{Agent, Attempt, Event, Question, Target},
+    config::Config,
+    daemon_set,
+    kernel::{Events, XfrmSocket},
+    lock::Lock,
+    metrics::Metrics,
+    nodes,
+    removal::Verdict,
+    report::Reporter,
+    source,
+    watching::Watching,
+    worker::{self, News},
+};
+
+/// The boot ID of the running kernel.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How long another agent may take to end before this one gives up.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+/// The loop shows itself alive at least this often, unless the kernel's thread hangs.
+const BEAT: Duration = Duration::from_secs(10);
+/// Without a sign of life for this long, the process counts as hung.
+const HUNG: Duration = Duration::from_secs(120);
+/// Before another attempt to hear of changes in the kernel.
+const LISTEN_AGAIN: Duration = Duration::from_secs(10);
+/// Events that may wait.
+const QUEUE: usize = 1024;
+
+/// Runs the agent until it is asked to end.
+///
+/// # Errors
+/// It can't start, or a part of it died.
+pub async fn run(config: Config) -> Result<()> {
+    let Some(name) = config.node.node_name.filter(|name| !name.is_empty()) else {
+        bail!(
+            "the name of this node is not known: set MY_NODE_NAME from spec.nodeName in the pod, or use --node-name"
+        );
+    };
+    let shutdown = Shutdown::listen().context("listening for signals")?;
+    let _lock = tokio::select! {
+        lock = lock() => lock?,
+        () = shutdown.requested() => return Ok(()),
+    };
+    let boot = std::fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
+    let boot: Uid = boot.trim().parse().with_context(|| format!("the kernel's boot ID in {BOOT_ID}"))?;
+
+    let health = Health::default();
+    let (metrics, registry) = Metrics::new();
+    let server = http::bind(config.node.listen, health.clone(), registry).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, listen = %server.addr, "agent started");
+    tokio::spawn(server.serve());
+
+    let client = client::connect(concat!("ucp-secureoverlay-agent/", env!("CARGO_PKG_VERSION"))).await?;
+    let (events, inbox) = mpsc::channel(QUEUE);
+    follow_sources(&client, config.node.ring_file, &events, &metrics);
+    let (targets, news) = start_worker()?;
+    let shell = Shell {
+        agent: Agent::new(name.clone(), boot, config.timing.into()),
+        reporter: Reporter::new(&health, metrics),
+        targets,
+        kernel_changed: listen_to_kernel()?,
+    };
+    let beat = health.heartbeat("loop", HUNG);
+    let asker = Api { client, anonymous: daemon_set::anonymous(), node: name };
+    shell.run(inbox, news, &shutdown, asker, || beat.beat()).await
+}
+
+/// Waits for the agent before this one, which a rolling upgrade may have left in its last moments.
+async fn lock() -> Result<Lock> {
+    let begun = Instant::now();
+    loop {
+        if let Some(lock) = Lock::take().context("taking the lock of this node's agent")? {
+            return Ok(lock);
+        }
+        if begun.elapsed() > LOCK_WAIT {
+            bail!("another agent runs on this node and does not end: is there a second DaemonSet?");
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn follow_sources(client: &Client, file: PathBuf, events: &mpsc::Sender<Event>, metrics: &Metrics) {
+    let watching = |what| Watching::new(what, metrics.clone());
+    tokio::spawn(source::follow(client.clone(), file, events.clone(), watching("secrets")));
+    tokio::spawn(nodes::follow(client.clone(), events.clone(), watching("nodes")));
+    tokio::spawn(daemon_set::follow(client.clone(), events.clone(), watching("daemonsets")));
+}
+
+/// Starts the thread that changes the kernel.
+fn start_worker() -> Result<(blocking::Sender<Target>, UnboundedReceiver<News>)> {
+    let (targets, jobs) = blocking::channel();
+    let (reports, news): (UnboundedSender<News>, _) = mpsc::unbounded_channel();
+    thread::Builder::new()
+        .name("kernel".into())
+        .spawn(move || worker::work(XfrmSocket::open, worker::measure, &jobs, &reports))
+        .context("starting the kernel's thread")?;
+    Ok((targets, news))
+}
+
+/// Starts the thread that hears of changes in the kernel made by others. Where it can't, the slow timer remains.
+fn listen_to_kernel() -> Result<Arc<Notify>> {
+    let changed = Arc::new(Notify::new());
+    let notify = changed.clone();
+    let listen = move || {
+        let mut failing = false;
+        loop {
+            let heard = Events::open().and_then(|mut events| {
+                failing = false;
+                loop {
+                    if events.wait(None)?.is_some() {
+                        notify.notify_one();
+                    }
+                }
+            });
+            if let (Err::<(), _>(error), false) = (heard, failing) {
+                tracing::warn!(%error, "cannot hear of changes in the kernel; looking at it on the timer only");
+                failing = true;
+            }
+            thread::sleep(LISTEN_AGAIN);
+        }
+    };
+    thread::Builder::new()
+        .name("kernel-events".into())
+        .spawn(listen)
+        .context("starting the thread for events")?;
+    Ok(changed)
+}
+
+/// Finds out what only the API can say when the process is asked to end.
+pub trait Ask {
+    /// The answer, ready to be judged.
+    fn ask(&self, question: Question) -> impl Future<Output = Answer> + Send + 'static;
+}
+
+/// What [`Ask::ask`] found out.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer {
+    /// About the DaemonSet.
+    DaemonSet(Option<crate::removal::Sighting>),
+    /// The question was the verdict's.
+    Verdict(Verdict),
+}
+
+struct Api {
+    client: Client,
+    anonymous: Option<Client>,
+    node: String,
+}
+
+impl Ask for Api {
+    fn ask(&self, question: Question) -> impl Future<Output = Answer> + Send + 'static {
+        let (client, anonymous, node) = (self.client.clone(), self.anonymous.clone(), self.node.clone());
+        async move {
+            match question {
+                Question::None => Answer::Verdict(Verdict::Restart),
+                Question::DaemonSet => Answer::DaemonSet(daemon_set::ask(client).await),
+                // It may be readable by now.
+                Question::Node => match daemon_set::ask(client.clone()).await {
+                    Some(sighting) => Answer::DaemonSet(Some(sighting)),
+                    None => Answer::Verdict(daemon_set::ask_for_rights(client, anonymous, &node).await),
+                },
+            }
+        }
+    }
+}
+
+/// What turns events into decisions, and those into changes.
+pub struct Shell {
+    /// The decisions.
+    pub agent: Agent,
+    /// What tells people.
+    pub reporter: Reporter,
+    /// To the thread that changes the kernel.
+    pub targets: blocking::Sender<Target>,
+    /// Somebody else changed the kernel.
+    pub kernel_changed: Arc<Notify>,
+}
+
+impl Shell {
+    /// Runs until the process was asked to end and nothing is left to do.
+    ///
+    /// # Errors
+    /// The kernel's thread or all sources died.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut news: UnboundedReceiver<News>,
+        shutdown: &Shutdown,
+        asker: impl Ask,
+        alive: impl Fn(),
+    ) -> Result<()> {
+        let (answers, mut answered) = mpsc::channel(1);
+        let mut asked = false;
+        while !self.agent.may_end() {
+            if !self.agent.under_way() {
+                alive();
+            }
+            self.start_attempt()?;
+            let tick = Instant::now() + BEAT;
+            let wake = self.agent.wake_at().map_or(tick, |at| tick.min(at.into()));
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => bail!("all sources of events have ended"),
+                },
+                message = news.recv() => match message {
+                    Some(message) => self.hear(message),
+                    None => bail!("the thread that talks to the kernel has ended"),
+                },
+                () = self.kernel_changed.notified() => self.take(Event::Kernel),
+                () = shutdown.requested(), if !asked => {
+                    asked = true;
+                    let (answers, answer) = (answers.clone(), asker.ask(self.agent.question()));
+                    tokio::spawn(async move { answers.send(answer.await).await });
+                }
+                Some(answer) = answered.recv() => self.end(answer),
+                () = sleep_until(wake) => {}
+            }
+        }
+        if !self.agent.removing() {
+            tracing::info!("ending; this node's kernel is left as it is and goes on encrypting");
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) {
+        let removing = self.agent.removing();
+        self.agent.take(event, Instant::now().into_std());
+        if self.agent.removing() && !removing {
+            self.reporter.removal_begins();
+        }
+    }
+
+    fn end(&mut self, answer: Answer) {
+        let verdict = match answer {
+            Answer::DaemonSet(sighting) => self.agent.judge(sighting),
+            Answer::Verdict(verdict) => verdict,
+        };
+        let reason = match verdict {
+            _ if self.agent.removing() => "the removal goes on first",
+            Verdict::Removal => "this is a removal",
+            Verdict::Restart => "nothing shows that this is a removal",
+        };
+        tracing::info!(reason, "asked to end");
+        self.take(Event::Ending(verdict));
+    }
+
+    fn start_attempt(&mut self) -> Result<()> {
+        let now = Instant::now().into_std();
+        if self.agent.wake_at().is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        let target = self.agent.next(now);
+        self.reporter.inputs(&self.agent);
+        if let Some(target) = target {
+            self.reporter.attempt_begins(&target);
+            self.targets.send(target).context("the thread that talks to the kernel has ended")?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Mtu(facts) => self.reporter.mtu(facts),
+            News::Attempt(attempted) => {
+                let attempt = match &attempted.run {
+                    Ok(outcome) => Attempt { complete: outcome.is_complete(), wake_at: outcome.wake_at },
+                    Err(_) => Attempt { complete: false, wake_at: None },
+                };
+                self.agent.attempted(attempt, Instant::now().into_std());
+                self.reporter.attempt_ended(&self.agent, &attempted);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

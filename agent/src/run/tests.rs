@@ -1,0 +1,214 @@
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+};
+
+use secureoverlay_common::{node::NodeFacts, ring::Ring};
+use tokio::{task::JoinHandle, time::timeout};
+use tracing::Level;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::{
+    agent::Settings,
+    held::Content,
+    kernel::{Kernel, KernelError, OpError},
+    model_kernel::ModelKernel,
+    mtu::Facts,
+    removal::Sighting,
+    xfrm::{Actual, Op},
+};
+
+/// Far longer than any of this takes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<ModelKernel>>);
+
+impl Shared {
+    fn with<T>(&self, what: impl FnOnce(&mut ModelKernel) -> T) -> T {
+        what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Kernel for Shared {
+    fn dump(&mut self) -> Result<Actual, KernelError> {
+        self.with(|mut kernel| kernel.dump())
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        self.with(|mut kernel| kernel.apply(ops))
+    }
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Gives the same answer whatever is asked.
+struct Says(Answer);
+
+impl Ask for Says {
+    fn ask(&self, _: Question) -> impl Future<Output = Answer> + Send + 'static {
+        std::future::ready(self.0)
+    }
+}
+
+/// A whole agent but for its sources, with a thread and a model of the kernel.
+struct Whole {
+    events: mpsc::Sender<Event>,
+    end: secureoverlay_daemon::signal::Trigger,
+    ended: JoinHandle<Result<()>>,
+    kernel: Shared,
+    health: Health,
+    log: Log,
+    _logging: tracing::subscriber::DefaultGuard,
+}
+
+impl Whole {
+    fn start(answer: Answer) -> Self {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(Level::TRACE)
+            .with_writer(move || writer.clone())
+            .finish();
+        let logging = tracing::subscriber::set_default(subscriber);
+        let (kernel, health) = (Shared::default(), Health::default());
+        let (targets, jobs) = blocking::channel();
+        let (reports, news) = mpsc::unbounded_channel();
+        let opened = kernel.clone();
+        thread::spawn(move || worker::work(|| Ok(opened.clone()), |_| Ok(Facts::default()), &jobs, &reports));
+        let settings = Settings {
+            debounce: Duration::from_millis(1),
+            resync: Duration::from_secs(60),
+            removal_skew: Duration::from_millis(50),
+        };
+        let boot = Uid::from_random([101; 16]);
+        let shell = Shell {
+            agent: Agent::new("node-1".into(), boot, settings),
+            reporter: Reporter::new(&health, Metrics::new().0),
+            targets,
+            kernel_changed: Arc::default(),
+        };
+        let (events, inbox) = mpsc::channel(8);
+        let (end, shutdown) = Shutdown::manual();
+        let ended = tokio::spawn(async move { shell.run(inbox, news, &shutdown, Says(answer), || ()).await });
+        Self { events, end, ended, kernel, health, log, _logging: logging }
+    }
+
+    async fn encrypt(&self) {
+        let node = |n: u8| NodeFacts {
+            name: format!("node-{n}"),
+            uid: Some(Uid::from_random([n; 16])),
+            created: None,
+            addr: Some([192, 0, 2, n].into()),
+            boot: Some(Uid::from_random([100 + n; 16])),
+            ready: true,
+            excluded: false,
+        };
+        let ring = "version: 1\nrevision: 7\nenforcement: permissive\ngenerations:\n- {id: 1, \
+                    uid: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b61, role: active, suite: aes128gcm8, \
+                    key: AAECAwQFBgcICQoLDA0ODw==, spiSeed: EBESExQVFhcYGRobHB0eHw==, \
+                    createdAt: 2026-11-20T03:00:00Z, roleSince: 2026-11-20T03:05:00Z}\n";
+        assert!(Ring::parse(ring.as_bytes()).is_ok());
+        let ring = Event::Ring(Content::Document(Zeroizing::new(ring.as_bytes().to_vec())));
+        let set =
+            Sighting::Present { uid: Some(Uid::from_random([77; 16])), deleting: false, orphaning: false };
+        for event in [Event::DaemonSet(Some(set)), Event::Nodes(vec![node(1), node(2)]), ring] {
+            assert!(self.events.send(event).await.is_ok());
+        }
+        self.wait_for(|kernel| (kernel.states.len(), kernel.policies.len()) == (2, 1)).await;
+    }
+
+    async fn wait_for(&self, condition: impl Fn(&ModelKernel) -> bool) {
+        let waiting = async {
+            while !self.kernel.with(|kernel| condition(kernel)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, waiting).await.expect("the kernel never got there");
+    }
+
+    /// Asks it to end, and returns its log.
+    async fn end(self) -> String {
+        self.end.request();
+        timeout(DEADLINE, self.ended).await.expect("it ends").unwrap().unwrap();
+        let log = String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap();
+        assert!(!log.contains("ERROR"), "{log}");
+        assert!(!log.contains("AAECAwQF") && !log.contains("0, 1, 2, 3"), "{log}");
+        log
+    }
+}
+
+#[tokio::test]
+async fn asked_to_end_it_leaves_the_kernel_as_it_is() {
+    for answer in [Answer::Verdict(Verdict::Restart), Answer::DaemonSet(None)] {
+        let whole = Whole::start(answer);
+        whole.encrypt().await;
+        let kernel = whole.kernel.clone();
+        let log = whole.end().await;
+        assert!(log.contains("left as it is") && log.contains("revision=7"), "{log}");
+        assert_eq!(kernel.with(|kernel| (kernel.states.len(), kernel.policies.len())), (2, 1));
+    }
+}
+
+#[tokio::test]
+async fn asked_to_end_by_a_removal_it_takes_everything_away_first() {
+    let whole = Whole::start(Answer::DaemonSet(Some(Sighting::Absent)));
+    whole.encrypt().await;
+    let kernel = whole.kernel.clone();
+    whole.end().await;
+    assert_eq!(kernel.with(|kernel| (kernel.states.len(), kernel.policies.len())), (0, 0));
+}
+
+#[tokio::test]
+async fn removed_it_stays_and_says_so() {
+    let whole = Whole::start(Answer::Verdict(Verdict::Restart));
+    whole.encrypt().await;
+    assert!(whole.events.send(Event::DaemonSet(Some(Sighting::Absent))).await.is_ok());
+    whole.wait_for(|kernel| kernel.states.is_empty() && kernel.policies.is_empty()).await;
+    // The Secret of a removed DaemonSet goes as well.
+    assert!(whole.events.send(Event::Ring(Content::Absent("gone".into()))).await.is_ok());
+    let log = whole.log.clone();
+    let said = async {
+        while !String::from_utf8_lossy(&log.0.lock().unwrap()).contains("nothing of ours is left") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, said).await.expect("it says so");
+    assert!(!whole.ended.is_finished());
+    assert!(format!("{:?}", whole.health).contains("removed: encryption was taken off this node"));
+    let log = whole.end().await;
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[tokio::test]
+async fn the_death_of_the_kernels_thread_ends_the_process() {
+    let (targets, _jobs) = blocking::channel();
+    let (reports, news) = mpsc::unbounded_channel::<News>();
+    let settings = Settings { debounce: Duration::ZERO, resync: DEADLINE, removal_skew: Duration::ZERO };
+    let shell = Shell {
+        agent: Agent::new("node-1".into(), Uid::from_random([1; 16]), settings),
+        reporter: Reporter::new(&Health::default(), Metrics::new().0),
+        targets,
+        kernel_changed: Arc::default(),
+    };
+    let (_events, inbox) = mpsc::channel(1);
+    let (_end, shutdown) = Shutdown::manual();
+    drop(reports);
+    let run = shell.run(inbox, news, &shutdown, Says(Answer::DaemonSet(None)), || ());
+    let error = timeout(DEADLINE, run).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("kernel has ended"), "{error}");
+}

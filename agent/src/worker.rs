@@ -1,0 +1,131 @@
+//! The one thread that talks to the kernel, so that blocking there stops nothing else.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{
+    agent::{Program, Target},
+    kernel::{Kernel, KernelError, LinkSocket},
+    mtu,
+    plan::{self, Plan, Sender, SpiCollision, Stage},
+    reconcile::{Outcome, Reconciler},
+};
+
+/// How often MTUs are looked at while nothing else is to do.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+
+/// What the thread tells.
+pub enum News {
+    /// An attempt at a target is over.
+    Attempt(Attempted),
+    /// The MTUs of this node, or why they can't be read.
+    Mtu(Result<mtu::Facts, String>),
+}
+
+/// How an attempt went.
+pub struct Attempted {
+    /// The run, or why there was none.
+    pub run: Result<Outcome, String>,
+    /// SAs of the plan.
+    pub states: usize,
+    /// Policies of the plan.
+    pub policies: usize,
+    /// Pairs that can't be programmed.
+    pub collisions: Vec<SpiCollision>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Brings the kernel to each target that comes in `targets`, until nobody can send one any more. `open` is called
+/// until it succeeds.
+pub fn work<K: Kernel>(
+    mut open: impl FnMut() -> Result<K, KernelError>,
+    mut measure: impl FnMut(&Program) -> Result<mtu::Facts, KernelError>,
+    targets: &Receiver<Target>,
+    news: &UnboundedSender<News>,
+) {
+    let mut reconciler: Option<Reconciler<K>> = None;
+    let mut current: Option<(Target, Plan)> = None;
+    loop {
+        match targets.recv_timeout(MEASURE_EVERY) {
+            Ok(target) => {
+                let begun = Instant::now();
+                let plan = match &current {
+                    Some((known, plan)) if *known == target => plan,
+                    _ => {
+                        let plan = make_plan(&target);
+                        &current.insert((target, plan)).1
+                    }
+                };
+                let run = run(&mut reconciler, &mut open, plan, begun);
+                let attempted = Attempted {
+                    run: run.map_err(|error| error.to_string()),
+                    states: plan.states.len(),
+                    policies: plan.policies.len(),
+                    collisions: plan.collisions.clone(),
+                    took: begun.elapsed(),
+                };
+                if news.send(News::Attempt(attempted)).is_err() {
+                    return;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let program = current.as_ref().and_then(|(target, _)| target.content.as_ref());
+        if let Some(program) = program {
+            let facts = measure(program).map_err(|error| error.to_string());
+            if news.send(News::Mtu(facts)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The plan for a target. On the way down without a program, the kernel's content is all that is known: what to take
+/// away at each stage can be told from that.
+#[must_use]
+pub fn make_plan(target: &Target) -> Plan {
+    match &target.content {
+        Some(Program { ring, local, peers }) => plan::desired(ring, local, peers, target.stage),
+        None => {
+            let sender = match target.stage {
+                Stage::Normal | Stage::Optional => Sender::AsBefore,
+                Stage::Silent => Sender::Planned,
+                Stage::Gone => Sender::Nothing,
+            };
+            Plan { sender, ..Plan::default() }
+        }
+    }
+}
+
+fn run<K: Kernel>(
+    reconciler: &mut Option<Reconciler<K>>,
+    open: &mut impl FnMut() -> Result<K, KernelError>,
+    plan: &Plan,
+    now: Instant,
+) -> Result<Outcome, KernelError> {
+    let reconciler = match reconciler {
+        Some(reconciler) => reconciler,
+        None => reconciler.insert(Reconciler::new(open()?)),
+    };
+    reconciler.run(plan, now)
+}
+
+/// Reads the MTUs that matter from this node's kernel.
+///
+/// # Errors
+/// The kernel can't be asked, or its answer can't be read.
+pub fn measure(program: &Program) -> Result<mtu::Facts, KernelError> {
+    let mut socket = LinkSocket::open()?;
+    let links = socket.links()?;
+    let mut routes = Vec::new();
+    for peer in program.peers.values().filter(|peer| !peer.excluded) {
+        routes.extend(socket.route_to(peer.end.addr)?.ok());
+    }
+    Ok(mtu::Facts::new(&links, program.local.addr, &routes))
+}

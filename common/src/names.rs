@@ -1,0 +1,16 @@
+//! Names of the objects in the cluster: MKE's, so that its manifest works with our programs.
+
+/// Namespace of everything.
+pub const NAMESPACE: &str = "kube-system";
+/// The Secret with the key ring.
+pub const SECRET: &str = "ucp-secureoverlay";
+/// The Secret's entry that holds the ring.
+pub const SECRET_KEY: &str = "keys";
+/// The DaemonSet of the agents.
+pub const DAEMON_SET: &str = "ucp-secureoverlay-agent";
+/// Nodes with this label set to `true` take no part. Kubelets can't set labels with this prefix on themselves.
+pub const EXCLUDE_LABEL: &str = "node-restriction.kubernetes.io/secureoverlay-exclude";
+/// Where Calico writes the address that its tunnels use, with the prefix length of its network.
+pub const CALICO_ADDRESS: &str = "projectcalico.org/IPv4Address";
+/// The label with the node's operating system.
+pub const OS_LABEL: &str = "kubernetes.io/os";

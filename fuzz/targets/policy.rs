@@ -1,0 +1,15 @@
+//! A policy in a dump of the kernel (`XFRM_MSG_NEWPOLICY`).
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use secureoverlay_fuzz::{kernel::parse_policy, xfrm::Owner};
+
+fuzz_target!(|payload: &[u8]| {
+    let Ok(Some(policy)) = parse_policy(payload) else { return };
+    assert!(
+        policy.owner == Owner::Ours || policy.action.is_none(),
+        "another's policy was understood as ours"
+    );
+    drop(format!("{policy:?} {}", policy.id));
+});

@@ -1,0 +1,189 @@
+//! What Prometheus sees of the manager.
+
+use jiff::Timestamp;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+use secureoverlay_common::ring::{Ring, Role};
+
+/// All metrics. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    ring_valid: Gauge,
+    ring_revision: Gauge,
+    generation: Family<RoleLabel, Gauge>,
+    phase: Family<PhaseLabel, Gauge>,
+    next_rotation: Gauge,
+    last_rotation: Gauge,
+    /// Rotations completed: the old generation dropped.
+    pub rotations: Counter,
+    /// Rings put back after something had emptied the Secret.
+    pub restored: Counter,
+    writes: Family<ResultLabel, Counter>,
+    /// Turns that ended without a decision.
+    pub failed_turns: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteResult {
+    /// The API server took it.
+    Ok,
+    /// Somebody else wrote first.
+    Conflict,
+    /// The API server refused, or did not answer.
+    Error,
+}
+
+impl From<WriteResult> for ResultLabel {
+    fn from(result: WriteResult) -> Self {
+        let result = match result {
+            WriteResult::Ok => "ok",
+            WriteResult::Conflict => "conflict",
+            WriteResult::Error => "error",
+        };
+        Self { result }
+    }
+}
+
+const ROLES: [(Role, &str); 3] =
+    [(Role::Retiring, "retiring"), (Role::Active, "active"), (Role::Staged, "staged")];
+const PHASES: [&str; 5] = ["off", "starting", "steady", "staged", "draining"];
+
+impl Metrics {
+    /// Registers everything under `secureoverlay_manager_`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("secureoverlay_manager");
+        registry.register(
+            "ring_valid",
+            "1 if the ring in the Secret can be read",
+            metrics.ring_valid.clone(),
+        );
+        registry.register("ring_revision", "Revision of the ring", metrics.ring_revision.clone());
+        registry.register("generation", "Number of the generation in each role", metrics.generation.clone());
+        registry.register("phase", "1 for the phase that the rotation is in", metrics.phase.clone());
+        registry.register(
+            "next_rotation_timestamp_seconds",
+            "When the next rotation is due",
+            metrics.next_rotation.clone(),
+        );
+        registry.register(
+            "last_rotation_timestamp_seconds",
+            "Since when the active generation is active",
+            metrics.last_rotation.clone(),
+        );
+        registry.register("rotations", "Rotations completed", metrics.rotations.clone());
+        registry.register(
+            "rings_restored",
+            "Rings put back after something had emptied the Secret",
+            metrics.restored.clone(),
+        );
+        registry.register("writes", "Writes of the Secret", metrics.writes.clone());
+        registry.register(
+            "failed_turns",
+            "Looks at the cluster that ended without a decision",
+            metrics.failed_turns.clone(),
+        );
+        registry.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        for result in [WriteResult::Ok, WriteResult::Conflict, WriteResult::Error] {
+            drop(metrics.writes.get_or_create(&result.into()));
+        }
+        metrics
+    }
+
+    /// Counts a write.
+    pub fn wrote(&self, result: WriteResult) {
+        self.writes.get_or_create(&result.into()).inc();
+    }
+
+    /// The Secret holds something that can't be read; the figures stay those of the last good ring.
+    pub fn unreadable(&self) {
+        self.ring_valid.set(0);
+    }
+
+    /// The Secret holds `ring`, or nothing yet.
+    pub fn show(&self, ring: Option<&Ring>) {
+        self.ring_valid.set(ring.is_some().into());
+        self.ring_revision.set(ring.map_or(0, |ring| ring.revision.try_into().unwrap_or(i64::MAX)));
+        for (role, name) in ROLES {
+            let label = RoleLabel { role: name };
+            match ring.and_then(|ring| ring.with_role(role)) {
+                Some(generation) => {
+                    let id = generation.id.try_into().unwrap_or(i64::MAX);
+                    self.generation.get_or_create(&label).set(id);
+                }
+                None => {
+                    self.generation.remove(&label);
+                }
+            }
+        }
+        let phase = phase(ring);
+        for other in PHASES {
+            self.phase.get_or_create(&PhaseLabel { phase: other }).set((other == phase).into());
+        }
+        let seconds = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_second);
+        self.next_rotation.set(seconds(ring.and_then(|ring| ring.next_rotation)));
+        self.last_rotation.set(seconds(ring.and_then(Ring::active).map(|active| active.role_since)));
+    }
+}
+
+fn phase(ring: Option<&Ring>) -> &'static str {
+    let has = |role| ring.is_some_and(|ring| ring.with_role(role).is_some());
+    match (has(Role::Retiring), has(Role::Active), has(Role::Staged)) {
+        (false, false, false) => "off",
+        (_, false, _) => "starting",
+        (true, true, _) => "draining",
+        (false, true, true) => "staged",
+        (false, true, false) => "steady",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn names_are_those_in_the_documentation() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.show(Some(&Ring::off(3, None)));
+        metrics.wrote(WriteResult::Conflict);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "secureoverlay_manager_ring_valid 1",
+            "secureoverlay_manager_ring_revision 3",
+            "secureoverlay_manager_phase{phase=\"off\"} 1",
+            "secureoverlay_manager_writes_total{result=\"conflict\"} 1",
+            "secureoverlay_manager_rotations_total 0",
+            "secureoverlay_manager_next_rotation_timestamp_seconds 0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} not in\n{text}");
+        }
+        metrics.unreadable();
+        text.clear();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains("ring_valid 0") && text.contains("ring_revision 3"), "{text}");
+    }
+}

@@ -1,0 +1,151 @@
+//! The Secret that holds the ring: read, and replaced only as it was read.
+
+use std::{collections::BTreeMap, fmt};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{Api, Client, Resource, api::PostParams};
+use secureoverlay_common::{
+    names::{NAMESPACE, SECRET, SECRET_KEY},
+    ring::{Ring, RingError},
+};
+use secureoverlay_daemon::client::describe;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// A Secret whose values are wiped when dropped and never printed. Everything else in it is kept as it is.
+#[derive(Clone, Serialize, Deserialize, Resource)]
+#[resource(inherit = Secret)]
+#[serde(rename_all = "camelCase")]
+pub struct RingSecret {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    api_version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    metadata: ObjectMeta,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    r#type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    immutable: Option<bool>,
+    /// Values are in base64, as the API has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<BTreeMap<String, Zeroizing<String>>>,
+}
+
+impl fmt::Debug for RingSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RingSecret")
+            .field("name", &self.metadata.name)
+            .field("resource_version", &self.metadata.resource_version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The Secret as it was read.
+#[derive(Debug)]
+pub struct Held {
+    /// The Secret's UID: another one means that it was deleted and made anew.
+    pub uid: Option<String>,
+    secret: RingSecret,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The ring is in the Secret.
+    Done,
+    /// Somebody else wrote first, nothing was changed.
+    Conflict,
+}
+
+/// Why the Secret could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The API server has no such Secret.
+    #[error("the Secret {NAMESPACE}/{SECRET} does not exist: apply the manifest (kubectl apply -f)")]
+    Missing,
+    /// Reading.
+    #[error("reading the Secret {NAMESPACE}/{SECRET}: {}", describe(.0))]
+    Read(#[source] kube::Error),
+    /// Writing.
+    #[error("writing the Secret {NAMESPACE}/{SECRET}: {}", describe(.0))]
+    Write(#[source] kube::Error),
+}
+
+/// Access to the Secret. Needs `get` and `update` of it, nothing more.
+#[derive(Clone)]
+pub struct Store {
+    api: Api<RingSecret>,
+}
+
+impl Store {
+    /// Sends nothing yet.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { api: Api::namespaced(client, NAMESPACE) }
+    }
+
+    /// Reads the Secret: the ring, or why there is none in it, and what a write must be made against.
+    ///
+    /// # Errors
+    /// Where there is no Secret, or no answer.
+    pub async fn read(&self) -> Result<(Result<Ring, RingError>, Held), StoreError> {
+        let secret = self.api.get_opt(SECRET).await.map_err(StoreError::Read)?.ok_or(StoreError::Missing)?;
+        Ok((parse(&secret), Held { uid: secret.metadata.uid.clone(), secret }))
+    }
+
+    /// Puts `ring` in the place of what was read, if nobody has written since.
+    ///
+    /// # Errors
+    /// Where the answer is no, or lost; then the write may have been done.
+    pub async fn replace(&self, held: Held, ring: &Ring) -> Result<Written, StoreError> {
+        let mut secret = held.secret;
+        let value = Zeroizing::new(BASE64.encode(ring.to_yaml().as_bytes()));
+        secret.data.get_or_insert_default().insert(SECRET_KEY.to_owned(), value);
+        match self.api.replace(SECRET, &PostParams::default(), &secret).await {
+            Ok(_) => Ok(Written::Done),
+            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Written::Conflict),
+            Err(error) => Err(StoreError::Write(error)),
+        }
+    }
+}
+
+fn parse(secret: &RingSecret) -> Result<Ring, RingError> {
+    let value = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY)).ok_or(RingError::Empty)?;
+    let document = Zeroizing::new(BASE64.decode(value.as_bytes()).map_err(|_| RingError::NotText)?);
+    Ring::parse(&document)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn formatting_shows_no_value_and_nothing_is_lost() {
+        let json = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+            "metadata": {
+                "name": "ucp-secureoverlay", "namespace": "kube-system", "resourceVersion": "7",
+                "uid": "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6d",
+                "labels": {"a": "b"}, "annotations": {"c": "d"}, "finalizers": ["e/f"],
+            },
+            "data": {"keys": "aHVzaA==", "other": "aHVzaA=="},
+        });
+        let secret: RingSecret = serde_json::from_value(json.clone()).unwrap();
+        let text = format!("{secret:?}");
+        assert!(text.contains("\"7\"") && !text.contains("aHVzaA"), "{text}");
+        assert_eq!(serde_json::to_value(&secret).unwrap(), json);
+    }
+
+    #[test]
+    fn no_data_no_entry_and_an_empty_entry_are_alike() {
+        for data in [json!(null), json!({}), json!({"keys": ""})] {
+            let secret = serde_json::from_value(json!({"metadata": {}, "data": data})).unwrap();
+            assert_eq!(parse(&secret), Err(RingError::Empty), "{data}");
+        }
+        let secret = serde_json::from_value(json!({"metadata": {}, "data": {"keys": "%"}})).unwrap();
+        assert_eq!(parse(&secret), Err(RingError::NotText));
+    }
+}

@@ -1,0 +1,124 @@
+//! Who may do what: everything that is not in the table is refused.
+
+use std::collections::BTreeSet;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams, WatchParams},
+};
+use secureoverlay_common::names::{NAMESPACE, SECRET};
+use secureoverlay_daemon::access;
+use serde_json::json;
+
+use crate::cluster::{AGENT, Cluster, MANAGER, Manifest};
+
+const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+
+/// What is asked for: a name for the table, then group, resource, name, namespace.
+type Object = (&'static str, &'static str, &'static str, Option<&'static str>, Option<&'static str>);
+
+const HERE: Option<&str> = Some(NAMESPACE);
+const ELSEWHERE: Option<&str> = Some("default");
+
+const OBJECTS: [Object; 18] = [
+    ("the Secret", "", "secrets", Some(SECRET), HERE),
+    ("another Secret", "", "secrets", Some("other"), HERE),
+    ("all Secrets here", "", "secrets", None, HERE),
+    ("its namesake elsewhere", "", "secrets", Some(SECRET), ELSEWHERE),
+    ("all Secrets", "", "secrets", None, None),
+    ("a Node", "", "nodes", Some("a"), None),
+    ("all Nodes", "", "nodes", None, None),
+    ("a Node's status", "", "nodes/status", Some("a"), None),
+    ("the DaemonSet", "apps", "daemonsets", Some(AGENT), HERE),
+    ("another DaemonSet", "apps", "daemonsets", Some("other"), HERE),
+    ("all DaemonSets here", "apps", "daemonsets", None, HERE),
+    ("the Deployment", "apps", "deployments", Some(MANAGER), HERE),
+    ("Pods", "", "pods", None, HERE),
+    ("ConfigMaps", "", "configmaps", None, HERE),
+    ("Events", "", "events", None, HERE),
+    ("tokens", "", "serviceaccounts/token", Some(MANAGER), HERE),
+    ("RoleBindings", "rbac.authorization.k8s.io", "rolebindings", None, HERE),
+    ("ClusterRoles", "rbac.authorization.k8s.io", "clusterroles", None, None),
+];
+
+async fn table(client: &Client) -> BTreeSet<String> {
+    let questions = OBJECTS.iter().flat_map(|object| VERBS.map(|verb| (verb, object)));
+    stream::iter(questions)
+        .map(async |(verb, (label, group, resource, name, namespace))| {
+            let allowed = access::allowed(client, verb, group, resource, *name, *namespace).await?;
+            Ok::<_, kube::Error>(allowed.then(|| format!("{verb} {label}")))
+        })
+        .buffer_unordered(8)
+        .try_filter_map(async |line| Ok(line))
+        .try_collect()
+        .await
+        .unwrap()
+}
+
+fn lines(rows: &[(&[&str], &str)]) -> BTreeSet<String> {
+    rows.iter().flat_map(|(verbs, label)| verbs.iter().map(move |verb| format!("{verb} {label}"))).collect()
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+
+#[tokio::test]
+async fn ours_grants_the_least() {
+    let cluster = Cluster::fresh().await;
+    // Over MKE's, whose far wider rights must be gone then.
+    cluster.apply(Manifest::Mke);
+    cluster.apply(Manifest::Ours);
+    assert_eq!(
+        table(&cluster.as_account(AGENT)).await,
+        lines(&[(READ, "the Secret"), (READ, "the DaemonSet"), (READ, "a Node"), (READ, "all Nodes")])
+    );
+    assert_eq!(
+        table(&cluster.as_account(MANAGER)).await,
+        lines(&[(&["get", "update"], "the Secret"), (&["get"], "the DaemonSet")])
+    );
+}
+
+#[tokio::test]
+async fn mkes_grants_what_it_always_did() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Mke);
+    assert_eq!(table(&cluster.as_account(AGENT)).await, lines(&[(READ, "a Node"), (READ, "all Nodes")]));
+    let write: &[&str] = &["get", "update"];
+    assert_eq!(
+        table(&cluster.as_account(MANAGER)).await,
+        lines(&[
+            (write, "the Secret"),
+            (write, "another Secret"),
+            (write, "all Secrets here"),
+            (write, "its namesake elsewhere"),
+            (write, "all Secrets"),
+        ])
+    );
+}
+
+#[tokio::test]
+async fn the_answers_hold_for_real_requests() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Ours);
+    let agent = cluster.as_account(AGENT);
+    let secrets = Api::<Secret>::namespaced(agent.clone(), NAMESPACE);
+    let named = format!("metadata.name={SECRET}");
+    secrets.get(SECRET).await.unwrap();
+    let list = secrets.list(&ListParams::default().fields(&named)).await.unwrap();
+    assert_eq!(list.items.len(), 1, "listing works with the name in the selector, as watching does");
+    let version = list.metadata.resource_version.unwrap();
+    drop(secrets.watch(&WatchParams::default().fields(&named), &version).await.unwrap());
+    Api::<Node>::all(agent).list(&ListParams::default()).await.unwrap();
+
+    let forbidden = |error: kube::Error| matches!(error, kube::Error::Api(status) if status.code == 403);
+    assert!(forbidden(secrets.list(&ListParams::default()).await.unwrap_err()));
+    assert!(forbidden(secrets.get("other").await.unwrap_err()));
+    let mut secret = cluster.secrets().get(SECRET).await.unwrap();
+    secret.data = serde_json::from_value(json!({"keys": "AAEC"})).unwrap();
+    assert!(forbidden(secrets.replace(SECRET, &PostParams::default(), &secret).await.unwrap_err()));
+    let manager = Api::<Secret>::namespaced(cluster.as_account(MANAGER), NAMESPACE);
+    assert!(forbidden(manager.list(&ListParams::default().fields(&named)).await.unwrap_err()));
+    assert!(forbidden(manager.create(&PostParams::default(), &secret).await.unwrap_err()));
+    manager.replace(SECRET, &PostParams::default(), &secret).await.unwrap();
+}

@@ -1,0 +1,63 @@
+//! Conditional writes, where the condition is the real one.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use rand::{TryRng, rngs::SysRng};
+use secureoverlay_common::{
+    ring::{Ring, Role},
+    rotation::Settings,
+    suite::Suite,
+};
+use secureoverlay_manager::{
+    metrics::Metrics,
+    store::{Store, Written},
+    turn::{Manager, Now, Outcome},
+};
+
+use crate::cluster::{Cluster, MANAGER, Manifest};
+
+#[tokio::test]
+async fn of_two_writers_one_wins() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Ours);
+    let store = Store::new(cluster.as_account(MANAGER));
+    for round in 0..20 {
+        let ((_, one), (_, two)) = (store.read().await.unwrap(), store.read().await.unwrap());
+        let (first, second) = (Ring::off(2 * round + 1, None), Ring::off(2 * round + 2, None));
+        let (one, two) = tokio::join!(store.replace(one, &first), store.replace(two, &second));
+        let written = match (one.unwrap(), two.unwrap()) {
+            (Written::Done, Written::Conflict) => first,
+            (Written::Conflict, Written::Done) => second,
+            other => panic!("round {round}: {other:?}"),
+        };
+        assert_eq!(cluster.ring().await, Some(written));
+    }
+}
+
+#[tokio::test]
+async fn two_managers_make_one_key() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Ours);
+    let manager = || {
+        let settings = Settings { interval: Duration::from_secs(3600), suite: Suite::Aes128Gcm8 };
+        let metrics = Metrics::register(&mut Registry::default());
+        let delay = Duration::from_secs(60);
+        Manager::new(cluster.as_account(MANAGER), settings, delay, metrics, |bytes| {
+            SysRng.try_fill_bytes(bytes)
+        })
+    };
+    let (mut one, mut two) = (manager(), manager());
+    let now = Now { wall: Timestamp::now(), monotonic: Instant::now() };
+    let (first, second) = tokio::join!(one.turn(|| now), two.turn(|| now));
+    let outcomes = [first.unwrap(), second.unwrap()];
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Written).count(), 1, "{outcomes:?}");
+    let ring = cluster.ring().await.unwrap();
+    assert_eq!(ring.revision, 1);
+    for manager in [&mut one, &mut two] {
+        assert!(matches!(manager.turn(|| now).await.unwrap(), Outcome::Waiting { .. }));
+    }
+    assert_eq!(cluster.ring().await.unwrap(), ring);
+    assert_eq!(ring.generations.iter().map(|g| g.role).collect::<Vec<_>>(), [Role::Staged]);
+}

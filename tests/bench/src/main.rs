@@ -1,0 +1,147 @@
+//! Programs the SAs and policies of many peers into the kernel that this runs on, in several ways, and measures each.
+//!
+//! Needs root and a kernel with IPsec; works in network namespaces of its own.
+
+mod cluster;
+mod ip;
+mod limit;
+mod meter;
+mod ours;
+
+use std::{
+    env,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use nix::sched::{CloneFlags, unshare};
+use secureoverlay_agent::{
+    kernel::XfrmSocket,
+    plan::{Plan, Sender},
+    reconcile::Reconciler,
+};
+use serde_json::{Value, json};
+
+use crate::{cluster::Cluster, meter::Meter};
+
+/// Measures how fast SAs and policies get into this kernel; prints a line of JSON for each measurement.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// All ways in turn, for each number of peers.
+    All {
+        /// Numbers of peers.
+        #[arg(long, value_delimiter = ',', default_value = "100,1000,5000")]
+        peers: Vec<u16>,
+        /// How often each is measured; `ip -batch` every twelfth time.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+    },
+    /// One way, in a process and a network namespace of its own.
+    One {
+        /// Which.
+        way: Way,
+        /// Number of peers.
+        peers: u16,
+    },
+}
+
+/// How the kernel is programmed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// Batched netlink with messages built beforehand: nothing can be faster.
+    Limit,
+    /// The agent's code.
+    Ours,
+    /// `ip -batch`.
+    Ip,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Cmd::All { peers, rounds } => all(&peers, rounds),
+        Cmd::One { way, peers } => {
+            println!("{}", one(way, peers)?);
+            Ok(())
+        }
+    }
+}
+
+fn all(peers: &[u16], rounds: u32) -> anyhow::Result<()> {
+    // The first use of a cipher and of a table costs the kernel more than the others.
+    for way in [Way::Limit, Way::Ours, Way::Ip] {
+        apart(way, 10)?;
+    }
+    for peers in peers {
+        for round in 0..rounds {
+            for way in [Way::Limit, Way::Ours, Way::Ip] {
+                if way != Way::Ip || round % 12 == 0 {
+                    print!("{}", apart(way, *peers)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// [`one`] in a process of its own, so that its memory is its own.
+fn apart(way: Way, peers: u16) -> anyhow::Result<String> {
+    let value = way.to_possible_value().context("a way without a name")?;
+    let exe = env::current_exe().context("finding this program")?;
+    let output = Command::new(exe)
+        .args(["one", value.get_name(), &peers.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting this program again")?;
+    ensure!(output.status.success(), "measuring {} with {peers} peers failed", value.get_name());
+    String::from_utf8(output.stdout).context("reading a measurement")
+}
+
+fn one(way: Way, peers: u16) -> anyhow::Result<Value> {
+    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+    let cluster = Cluster::of(peers);
+    let plan = cluster.plan();
+    let objects = plan.states.len() + plan.policies.len();
+    let mut line = match way {
+        Way::Ours => ours::measure(&cluster)?,
+        Way::Limit => {
+            let batches = limit::batches(&plan);
+            let meter = Meter::start();
+            limit::send(&batches)?;
+            json!({"way": "limit", "load": meter.stop()})
+        }
+        Way::Ip => {
+            let script = ip::script(&plan)?;
+            let meter = Meter::start_for_children();
+            ip::run(&script)?;
+            json!({"way": "ip", "load": meter.stop()})
+        }
+    };
+    if way != Way::Ours {
+        // Whoever programmed it: only if our own code finds nothing to change are the objects the same.
+        let found = Reconciler::new(XfrmSocket::open()?).run(&plan, std::time::Instant::now())?;
+        ensure!(
+            found.is_complete() && found.changed == 0,
+            "the objects are not those of the plan: {found:?}"
+        );
+    }
+    remove()?;
+    line["peers"] = json!(peers);
+    line["objects"] = json!(objects);
+    Ok(line)
+}
+
+/// Leaves nothing to be cleaned up behind the next measurement's back.
+fn remove() -> anyhow::Result<()> {
+    let nothing = Plan { sender: Sender::Nothing, ..Plan::default() };
+    let outcome = Reconciler::new(XfrmSocket::open()?).run(&nothing, std::time::Instant::now())?;
+    ensure!(outcome.is_complete(), "removing failed: {outcome:?}");
+    Ok(())
+}

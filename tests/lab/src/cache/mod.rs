@@ -1,0 +1,48 @@
+//! What the lab brings from elsewhere or builds, kept between runs and between checkouts.
+//!
+//! One directory per thing, named by version and patches, written under a temporary name and renamed when
+//! it is complete: an interrupted step never looks finished.
+
+pub mod kernel;
+pub mod kubernetes;
+mod mirror;
+pub mod packages;
+pub mod rootfs;
+pub mod strongswan;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The cache's directory: `$SECUREOVERLAY_LAB_CACHE`, or `~/.cache/secureoverlay-lab`.
+pub fn directory() -> Result<PathBuf> {
+    let dir = match std::env::var_os("SECUREOVERLAY_LAB_CACHE") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))
+            .join(".cache/secureoverlay-lab"),
+    };
+    fs::create_dir_all(&dir).with_context(|| format!("creating the cache directory {}", dir.display()))?;
+    dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))
+}
+
+/// Returns `name` in the cache, making it with `fill` (which gets an empty directory) if it is not there.
+pub fn entry(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let cache = directory()?;
+    let complete = cache.join(name);
+    if complete.is_dir() {
+        return Ok(complete);
+    }
+    let partial = cache.join(format!(".{name}.partial-{}", std::process::id()));
+    drop(fs::remove_dir_all(&partial));
+    fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
+    fill(&partial).with_context(|| format!("preparing {name}"))?;
+    if let Err(error) = fs::rename(&partial, &complete) {
+        // Another process may have been faster; its result is as good as ours.
+        drop(fs::remove_dir_all(&partial));
+        if !complete.is_dir() {
+            return Err(error).with_context(|| format!("moving {} into place", complete.display()));
+        }
+    }
+    Ok(complete)
+}

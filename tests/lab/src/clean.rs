@@ -1,0 +1,71 @@
+//! Making the cluster clean: no object of ours, nothing in any kernel, every node as it was after `up`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::lab::{Lab, TUNNEL_MTU};
+use crate::wait::wait_until;
+
+/// Our objects, in the order in which they go: those whose removal is work for our pods first.
+const OBJECTS: &[(&str, &str)] = &[
+    ("daemonset", "ucp-secureoverlay-agent"),
+    ("deployment", "ucp-secureoverlay-mgr"),
+    ("secret", "ucp-secureoverlay"),
+    ("serviceaccount", "ucp-secureoverlay-agent"),
+    ("serviceaccount", "ucp-secureoverlay-mgr"),
+    ("clusterrolebinding", "ucp-secureoverlay-agent"),
+    ("clusterrolebinding", "ucp-secureoverlay-mgr"),
+    ("clusterrole", "ucp-secureoverlay-agent"),
+    ("clusterrole", "ucp-secureoverlay-mgr"),
+    ("rolebinding", "ucp-secureoverlay-agent"),
+    ("rolebinding", "ucp-secureoverlay-mgr"),
+    ("role", "ucp-secureoverlay-agent"),
+    ("role", "ucp-secureoverlay-mgr"),
+    ("customresourcedefinition", "nodeencryptions.secureoverlay.io"),
+];
+const PODS: &str = "k8s-app=ucp-secureoverlay-agent";
+const MANAGER_PODS: &str = "app=ucp-secureoverlay-mgr";
+
+/// Cleans the cluster and returns what it had to remove or to mend; empty means that it was clean.
+pub fn clean(lab: &Lab) -> Result<Vec<String>> {
+    let mut found = lab.revive()?;
+    for (kind, name) in OBJECTS {
+        let said =
+            lab.kubectl(&["-n", "kube-system", "delete", kind, name, "--ignore-not-found", "--wait=false"])?;
+        if !said.trim().is_empty() {
+            found.push(format!("{kind} {name}"));
+        }
+    }
+    for selector in [PODS, MANAGER_PODS] {
+        wait_until("our pods to be gone", Duration::from_secs(90), || {
+            let pods = lab.kubectl(&["-n", "kube-system", "get", "pods", "-l", selector, "-o", "name"])?;
+            Ok(pods.trim().is_empty().then_some(()))
+        })?;
+    }
+    for node in lab.nodes() {
+        let cordoned = lab.kubectl_json(&["get", "node", &node.name])?["spec"]["unschedulable"] == true;
+        if cordoned {
+            lab.kubectl(&["uncordon", &node.name])?;
+            found.push(format!("{} was cordoned", node.name));
+        }
+    }
+    for entries in lab.on_all_nodes(|node| {
+        let count =
+            node.exec_ok(&["sh", "-c", "{ ip xfrm state list; ip xfrm policy list; } | grep -c ^src; true"])?;
+        let count: u64 = count.trim().parse().context("counting kernel entries")?;
+        node.exec_ok(&["sh", "-c", "ip xfrm policy flush; ip xfrm state flush; rm -rf /run/secureoverlay"])?;
+        Ok((count > 0).then(|| format!("{count} XFRM entries on {}", node.name)))
+    })? {
+        found.extend(entries);
+    }
+    if lab.tunnel_mtu() != TUNNEL_MTU {
+        found.push(format!("tunnel MTU {}", lab.tunnel_mtu()));
+        lab.set_tunnel_mtu(TUNNEL_MTU)?;
+    }
+    if !lab.in_network(&["nft", "list", "ruleset"])?.trim().is_empty() {
+        lab.in_network(&["nft", "flush", "ruleset"])?;
+        found.push("packet filters on the bridge".into());
+    }
+    Ok(found)
+}

@@ -1,0 +1,134 @@
+//! etcd and Kubernetes' control plane, as processes in the lab's namespace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cache::kubernetes::Programs;
+use crate::network::{self, inside};
+use crate::pki::Pki;
+use crate::process::{self, Recorded};
+use crate::run::{last_lines, output};
+use crate::state::{DIRECTORY, MEMORY};
+use crate::wait::wait_until;
+
+/// Name of the API server's process in the lab's state.
+pub const API_SERVER: &str = "kube-apiserver";
+
+/// The administrator's kubeconfig.
+pub fn kubeconfig() -> PathBuf {
+    Path::new(DIRECTORY).join("kubeconfig")
+}
+
+/// Log of a process of the control plane.
+pub fn log(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join("logs").join(format!("{name}.log"))
+}
+
+fn pki_file(name: &str) -> String {
+    format!("{DIRECTORY}/pki/{name}")
+}
+
+/// Starts a process of the control plane.
+pub fn start(name: &str, program: &Path, arguments: &[String]) -> Result<Recorded> {
+    fs::create_dir_all(log(name).parent().unwrap_or(Path::new(DIRECTORY)))
+        .context("making the log directory")?;
+    process::start(&network::namespace(), &log(name), program, arguments)
+}
+
+/// Starts etcd; its data is in memory.
+pub fn start_etcd(programs: &Programs) -> Result<Recorded> {
+    let data = Path::new(MEMORY).join("etcd");
+    fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
+    start(
+        "etcd",
+        &programs.etcd,
+        &[
+            format!("--data-dir={}", data.display()),
+            "--listen-client-urls=http://127.0.0.1:2379".into(),
+            "--advertise-client-urls=http://127.0.0.1:2379".into(),
+            "--listen-peer-urls=http://127.0.0.1:2380".into(),
+            "--logger=zap".into(),
+        ],
+    )
+}
+
+/// Starts the API server.
+pub fn start_api_server(programs: &Programs) -> Result<Recorded> {
+    let arguments = [
+        "--etcd-servers=http://127.0.0.1:2379".into(),
+        "--bind-address=0.0.0.0".into(),
+        "--secure-port=443".into(),
+        format!("--advertise-address={}", network::HOST),
+        format!("--service-cluster-ip-range={}", network::SERVICES),
+        "--authorization-mode=Node,RBAC".into(),
+        "--allow-privileged=true".into(),
+        format!("--client-ca-file={}", pki_file("ca.crt")),
+        format!("--tls-cert-file={}", pki_file("apiserver.crt")),
+        format!("--tls-private-key-file={}", pki_file("apiserver.key")),
+        format!("--service-account-key-file={}", pki_file("sa.pub")),
+        format!("--service-account-signing-key-file={}", pki_file("sa.key")),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!("--kubelet-client-certificate={}", pki_file("kubelet-client.crt")),
+        format!("--kubelet-client-key={}", pki_file("kubelet-client.key")),
+        "--kubelet-preferred-address-types=InternalIP".into(),
+    ];
+    start(API_SERVER, &programs.api_server, &arguments)
+}
+
+/// Waits until the API server says that it is ready.
+pub fn wait_for_api_server(programs: &Programs, process: &Recorded) -> Result<()> {
+    wait_until("the API server to be ready", Duration::from_secs(60), || {
+        anyhow::ensure!(
+            process.is_running(),
+            "the API server ended: {}",
+            last_lines(&fs::read_to_string(log(API_SERVER)).unwrap_or_default(), 10)
+        );
+        let ready =
+            output(inside(&programs.kubectl).arg(format!("--kubeconfig={}", kubeconfig().display())).args([
+                "get",
+                "--raw=/readyz",
+                "--request-timeout=2s",
+            ]));
+        Ok(ready.is_ok_and(|answer| answer.trim() == "ok").then_some(()))
+    })
+}
+
+/// Starts the controller manager.
+pub fn start_controller_manager(programs: &Programs, pki: &Pki) -> Result<Recorded> {
+    let name = "kube-controller-manager";
+    let config = Path::new(DIRECTORY).join("controller-manager.kubeconfig");
+    pki.kubeconfig(&config, "system:kube-controller-manager", None)?;
+    start(
+        name,
+        &programs.kubernetes.join(name),
+        &[
+            format!("--kubeconfig={}", config.display()),
+            "--leader-elect=false".into(),
+            "--use-service-account-credentials=true".into(),
+            format!("--service-account-private-key-file={}", pki_file("sa.key")),
+            format!("--root-ca-file={}", pki_file("ca.crt")),
+            "--port=0".into(),
+            format!("--cert-dir={MEMORY}/{name}"),
+        ],
+    )
+}
+
+/// Starts the scheduler.
+pub fn start_scheduler(programs: &Programs, pki: &Pki) -> Result<Recorded> {
+    let name = "kube-scheduler";
+    let config = Path::new(DIRECTORY).join("scheduler.kubeconfig");
+    pki.kubeconfig(&config, "system:kube-scheduler", None)?;
+    start(
+        name,
+        &programs.kubernetes.join(name),
+        &[
+            format!("--kubeconfig={}", config.display()),
+            "--leader-elect=false".into(),
+            "--port=0".into(),
+            format!("--cert-dir={MEMORY}/{name}"),
+        ],
+    )
+}

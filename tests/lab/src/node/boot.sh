@@ -1,0 +1,31 @@
+# Runs in a node's guest after its kernel is up: pod network, containerd, images, kubelet.
+set -eu
+. /lab/node/environment
+
+printf '%032x\n' "$NODE_INDEX" >/etc/machine-id
+printf '127.0.0.1 localhost\n%s %s\n' "$NODE_IP" "$NODE_NAME" >/etc/hosts
+# kubelet reads the clock rate from a line that this architecture does not print.
+awk '{print} /^model name/ {print "cpu MHz\t\t: 2000.000"}' /proc/cpuinfo >/run/cpuinfo
+mount --bind /run/cpuinfo /proc/cpuinfo
+for controller in cpu io memory pids; do
+    echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
+done
+
+# As Calico does in IPIP mode: one tunnel device, and a route through it to each peer's pods.
+ip link set tunl0 mtu "$TUNNEL_MTU" up
+ip addr add "$TUNNEL_IP/32" dev tunl0
+for peer in $PEERS; do
+    ip route add "${peer%,*}" via "${peer#*,}" dev tunl0 onlink
+done
+
+mkdir -p /etc/cni /etc/containerd
+rm -rf /etc/cni/net.d
+mkdir /etc/cni/net.d
+ln -s /lab/node/10-pods.conf /etc/cni/net.d/
+cp /lab/node/containerd.toml /etc/containerd/config.toml
+setsid containerd </dev/null >>/lab/node/containerd.log 2>&1 &
+until ctr version >/dev/null 2>&1; do sleep 0.1; done
+for image in /lab/images/*.tar; do
+    ctr -n k8s.io images import "$image" >/dev/null
+done
+sh /lab/node/kubelet.sh

@@ -1,0 +1,172 @@
+//! The images under test: our own programs, built static, and what tests need beside them.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::images::{Entry, Image};
+use crate::progress::stage;
+use crate::run::output;
+
+/// Version of the images that the manifests name.
+pub const VERSION: &str = "0.1.0";
+/// Version of the same programs under another name, for upgrades.
+pub const NEXT_VERSION: &str = "0.1.1";
+
+/// The manager's repository.
+pub const MANAGER: &str = "docker.io/secureoverlay/ucp-secureoverlay-mgr";
+/// The agent's repository.
+pub const AGENT: &str = "docker.io/secureoverlay/ucp-secureoverlay-agent";
+/// The prober's repository.
+pub const PROBER: &str = "docker.io/secureoverlay/prober";
+
+/// Short intervals, so that the lab shows in seconds what takes hours in a data centre; the manifests that
+/// ship need not be changed for it.
+const MANAGER_ENV: &[&str] = &[
+    // The lab's kubelets bring a mounted Secret up to date within 5 s.
+    "SECUREOVERLAY_PROPAGATION_DELAY=10s",
+    "SECUREOVERLAY_POLL_INTERVAL=1s",
+];
+const AGENT_ENV: &[&str] = &["SECUREOVERLAY_RESYNC=5s"];
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const FLAGS: &str = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
+
+/// The image that containerd holds a pod's namespaces with.
+pub fn pause(root: &Path) -> Image {
+    Image {
+        reference: "docker.io/secureoverlay/pause:lab".into(),
+        content: vec![("busybox".into(), Entry::File(busybox(root)))],
+        // Process 1 of a container ends at SIGTERM only if it asks to.
+        entrypoint: [
+            "/busybox",
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while :; do /busybox sleep 1000000 & wait; done",
+        ]
+        .map(String::from)
+        .to_vec(),
+        ..Image::default()
+    }
+}
+
+/// Builds the programs and describes their images.
+pub fn images(root: &Path) -> Result<Vec<Image>> {
+    let programs = build()?;
+    let manager = Image {
+        reference: format!("{MANAGER}:{VERSION}"),
+        content: vec![("ucp-secureoverlay-mgr".into(), Entry::File(programs.join("ucp-secureoverlay-mgr")))],
+        entrypoint: vec!["/ucp-secureoverlay-mgr".into()],
+        env: MANAGER_ENV.iter().map(ToString::to_string).collect(),
+        user: "65532:65532".into(),
+    };
+    let agent = Image {
+        reference: format!("{AGENT}:{VERSION}"),
+        content: vec![(
+            "ucp-secureoverlay-agent".into(),
+            Entry::File(programs.join("ucp-secureoverlay-agent")),
+        )],
+        entrypoint: vec!["/ucp-secureoverlay-agent".into()],
+        env: AGENT_ENV.iter().map(ToString::to_string).collect(),
+        user: String::new(),
+    };
+    let mut content = vec![
+        ("tmp".into(), Entry::Directory),
+        ("prober".into(), Entry::File(programs.join("secureoverlay-prober"))),
+        ("bin/busybox".into(), Entry::File(busybox(root))),
+    ];
+    for applet in output(Command::new(busybox(root)).arg("--list"))?.lines().filter(|a| *a != "busybox") {
+        content.push((format!("bin/{applet}"), Entry::Link("busybox".into())));
+    }
+    let prober = Image {
+        reference: format!("{PROBER}:{VERSION}"),
+        content,
+        entrypoint: vec!["/prober".into()],
+        env: vec!["PATH=/bin".into()],
+        user: String::new(),
+    };
+    let next = [
+        manager.derive(&format!("{MANAGER}:{NEXT_VERSION}"), &[]),
+        agent.derive(&format!("{AGENT}:{NEXT_VERSION}"), &[]),
+    ];
+    Ok([manager, agent, prober].into_iter().chain(next).collect())
+}
+
+fn busybox(root: &Path) -> PathBuf {
+    root.join("usr/bin/busybox")
+}
+
+/// Builds our programs without any library that an image from scratch lacks.
+///
+/// They are optimised less than a release, in a directory of their own: what changes is built again in
+/// seconds, and no other build is waited for.
+fn build() -> Result<PathBuf> {
+    let step = stage("building the static programs", "4 min the first time, then 20 s");
+    let mut cargo = static_build()?;
+    cargo.directory.push("images");
+    let quick = [
+        ("CARGO_INCREMENTAL", "1"),
+        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ];
+    cargo.command.envs(quick);
+    let programs = cargo.run(&["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-prober"])?;
+    step.done();
+    Ok(programs)
+}
+
+/// Builds the program that measures, optimised as in a release, and returns its path.
+pub fn bench() -> Result<PathBuf> {
+    let step = stage("building the bench", "5 min the first time");
+    let programs = static_build()?.run(&["secureoverlay-bench"])?;
+    step.done();
+    Ok(programs.join("secureoverlay-bench"))
+}
+
+/// A build without any library from outside.
+struct StaticBuild {
+    command: Command,
+    directory: PathBuf,
+}
+
+fn static_build() -> Result<StaticBuild> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let directory = target_directory(&cargo, &workspace)?;
+    let mut command = Command::new(&cargo);
+    command.current_dir(&workspace).env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS").args([
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--target",
+        TARGET,
+    ]);
+    Ok(StaticBuild { command, directory })
+}
+
+impl StaticBuild {
+    /// Builds these packages and returns the directory of the programs.
+    fn run(mut self, packages: &[&str]) -> Result<PathBuf> {
+        self.command.arg("--target-dir").arg(&self.directory);
+        for package in packages {
+            self.command.args(["--package", package]);
+        }
+        let status = self.command.status().context("starting cargo")?;
+        ensure!(status.success(), "building {} failed", packages.join(", "));
+        Ok(self.directory.join(TARGET).join("release"))
+    }
+}
+
+fn target_directory(cargo: &OsStr, workspace: &Path) -> Result<PathBuf> {
+    let metadata = output(Command::new(cargo).current_dir(workspace).args([
+        "metadata",
+        "--no-deps",
+        "--format-version=1",
+    ]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo's metadata")?;
+    metadata["target_directory"].as_str().map(PathBuf::from).context("cargo names no target directory")
+}

@@ -1,0 +1,160 @@
+//! A scenario: something done to a running cluster, with figures and checks, told in one line of JSON.
+
+use std::panic::{self, AssertUnwindSafe};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::clean;
+use crate::lab::Lab;
+use crate::progress::{note, stage};
+use crate::scenarios;
+
+/// How long a scenario may take for its figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As short as the checks allow: part of every test run.
+    Short,
+    /// The long figures.
+    Full,
+}
+
+/// One scenario.
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it shows, in a line.
+    pub about: &'static str,
+    /// Usual duration of the short profile, for a person.
+    pub estimate: &'static str,
+    /// What it does.
+    pub run: Run,
+}
+
+/// What a scenario does. An error means that it could not be carried out; failed checks go into the report.
+#[derive(Clone, Copy)]
+pub enum Run {
+    /// Needs a cluster.
+    Cluster(fn(&Lab, &mut Report, Profile) -> Result<()>),
+    /// Needs no more than a guest, which it boots itself.
+    Guest(fn(&mut Report, Profile) -> Result<()>),
+}
+
+impl Scenario {
+    /// Whether it needs a cluster.
+    pub fn needs_cluster(&self) -> bool {
+        matches!(self.run, Run::Cluster(_))
+    }
+}
+
+/// What a scenario found.
+#[derive(Debug, Default)]
+pub struct Report {
+    figures: Map<String, Value>,
+    failed: Vec<String>,
+}
+
+impl Report {
+    /// Adds a figure.
+    pub fn figure(&mut self, name: &str, value: impl Serialize) {
+        let value = serde_json::to_value(value).unwrap_or(Value::Null);
+        note(format!("  {name} = {value}"));
+        self.figures.insert(name.to_owned(), value);
+    }
+
+    /// A check that must hold for the scenario to succeed; returns whether it does.
+    pub fn check(&mut self, holds: bool, what: impl Into<String>) -> bool {
+        let what = what.into();
+        if !holds {
+            note(format!("  FAILED: {what}"));
+            self.failed.push(what);
+        }
+        holds
+    }
+
+    /// A figure that must have one value.
+    pub fn expect(&mut self, name: &str, value: u64, wanted: u64) -> bool {
+        self.figure(name, value);
+        self.check(value == wanted, format!("{name} is {value}, and should be {wanted}"))
+    }
+
+    /// Whether all checks held so far.
+    pub fn ok(&self) -> bool {
+        self.failed.is_empty()
+    }
+
+    /// The checks that did not hold.
+    pub fn failed(&self) -> &[String] {
+        &self.failed
+    }
+
+    /// The one line.
+    fn line(&self, scenario: &str) -> String {
+        let mut line = json!({"scenario": scenario, "ok": self.ok(), "failed": self.failed});
+        if let Some(object) = line.as_object_mut() {
+            object.extend(self.figures.clone());
+        }
+        line.to_string()
+    }
+}
+
+/// The scenarios of these names, in this order.
+pub fn named(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let mut found = Vec::new();
+    for name in names {
+        match scenarios::ALL.iter().find(|scenario| scenario.name == name) {
+            Some(scenario) => found.push(scenario),
+            None => bail!("there is no scenario {name}; `cargo lab list` names those that there are"),
+        }
+    }
+    Ok(found)
+}
+
+/// Runs one scenario, on a clean cluster where it needs one, and prints its line; says whether all held.
+pub fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile) -> bool {
+    let step = stage(format!("scenario {}: {}", scenario.name, scenario.about), scenario.estimate);
+    let mut report = Report::default();
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| match scenario.run {
+        Run::Guest(run) => run(&mut report, profile),
+        Run::Cluster(run) => {
+            let lab = lab.context("it needs a cluster, and there is none")?;
+            let leftovers = clean::clean(lab)?;
+            if !leftovers.is_empty() {
+                note(format!("NOTE: the cluster was not clean; removed: {}", leftovers.join(", ")));
+            }
+            run(lab, &mut report, profile)
+        }
+    }))
+    .unwrap_or_else(|_| Err(anyhow!("the scenario panicked")));
+    if let Err(error) = outcome {
+        report.check(false, format!("{error:#}"));
+    }
+    step.done();
+    println!("{}", report.line(scenario.name));
+    report.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_known() {
+        let mut names: Vec<String> = scenarios::ALL.iter().map(|s| s.name.to_owned()).collect();
+        assert_eq!(named(&names).unwrap().len(), names.len());
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), scenarios::ALL.len());
+        assert!(named(&["nonsense".into()]).is_err());
+    }
+
+    #[test]
+    fn a_failed_check_fails_the_report() {
+        let mut report = Report::default();
+        assert!(report.expect("lost", 0, 0) && report.ok());
+        assert!(!report.expect("lost", 1, 0));
+        let line: Value = serde_json::from_str(&report.line("x")).unwrap();
+        assert_eq!((&line["ok"], &line["lost"], &line["scenario"]), (&json!(false), &json!(1), &json!("x")));
+    }
+}

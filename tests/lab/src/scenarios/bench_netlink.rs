@@ -1,0 +1,103 @@
+//! How fast SAs and policies get into a kernel: the agent's code, against the limit and against `ip -batch`.
+
+use std::env;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::product;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "bench-netlink",
+    about: "5,000 peers are programmed about as fast as the kernel can be",
+    estimate: "2 min",
+    run: Run::Guest(run),
+};
+
+const PEERS: [u64; 3] = [100, 1000, 5000];
+/// The agent's time, at most this many times that of prebuilt messages.
+const LIMIT_RATIO: f64 = 1.5;
+/// The time of `ip -batch`, at least this many times the agent's.
+const IP_BATCH_RATIO: f64 = 15.0;
+
+fn run(report: &mut Report, profile: Profile) -> Result<()> {
+    let bench = product::bench()?;
+    // Other work on this machine only ever adds time: of many short runs the shortest tells most.
+    let rounds = if profile == Profile::Full { "30" } else { "12" };
+    let output = Command::new(env::current_exe().context("finding this program")?)
+        .args(["kernel", "--mem", "2G", "--"])
+        .arg(bench)
+        .args(["all", "--rounds", rounds])
+        .args(["--peers", &PEERS.map(|peers| peers.to_string()).join(",")])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting a guest")?;
+    ensure!(output.status.success(), "the bench failed: {}", output.status);
+    let lines = String::from_utf8(output.stdout).context("the bench's output is no text")?;
+    let runs: Vec<Value> =
+        lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("the bench's output")?;
+
+    for peers in PEERS {
+        for way in ["limit", "ours", "ip"] {
+            let objects = of(&runs, way, peers).next().and_then(|run| run["objects"].as_f64());
+            let per_second =
+                objects.context("nothing was measured")? / least(&runs, way, peers, "load", "seconds")?;
+            note(format!("  {peers} peers, {way}: {per_second:.0} objects a second"));
+            report.figure(&format!("{way}_{peers}_objects_per_s"), per_second.round());
+        }
+    }
+    let most = PEERS[PEERS.len() - 1];
+    let seconds = |way, step| least(&runs, way, most, step, "seconds");
+    let (limit, ours, ip) = (seconds("limit", "load")?, seconds("ours", "load")?, seconds("ip", "load")?);
+    for (name, value) in [("limit_s", limit), ("ours_s", ours), ("ip_batch_s", ip)] {
+        report.figure(name, thousandths(value));
+    }
+    report.figure("first_load_s", thousandths(seconds("ours", "first_load")?));
+    for way in ["limit", "ours", "ip"] {
+        let cpu = least(&runs, way, most, "load", "cpu_seconds")?;
+        report.figure(&format!("{way}_cpu_s"), thousandths(cpu));
+    }
+    report.figure("limit_ratio", thousandths(ours / limit));
+    report.check(
+        ours <= LIMIT_RATIO * limit,
+        format!("the agent takes {:.2} times the limit's time, at most {LIMIT_RATIO}", ours / limit),
+    );
+    report.figure("ip_batch_ratio", thousandths(ip / ours));
+    report.check(
+        ip >= IP_BATCH_RATIO * ours,
+        format!("ip -batch takes {:.1} times the agent's time, at least {IP_BATCH_RATIO}", ip / ours),
+    );
+    let mut slowest: f64 = 0.0;
+    for step in ["stage", "activate", "retire"] {
+        let seconds = seconds("ours", step)?;
+        report.figure(&format!("{step}_s"), thousandths(seconds));
+        slowest = slowest.max(seconds);
+    }
+    report.figure("rotation_step_s", thousandths(slowest));
+    report.figure("noop_s", thousandths(seconds("ours", "noop")?));
+    report.figure("adopt_s", thousandths(seconds("ours", "adopt")?));
+    let writes = |step: &str| of(&runs, "ours", most).filter_map(|run| run[step]["writes"].as_u64()).sum();
+    report.expect("noop_writes", writes("noop"), 0);
+    report.expect("adopt_writes", writes("adopt"), 0);
+    // The last step's peak is that of the whole life.
+    report.figure("rss_mib", thousandths(least(&runs, "ours", most, "retire", "rss_mib")?));
+    Ok(())
+}
+
+fn of<'r>(runs: &'r [Value], way: &'r str, peers: u64) -> impl Iterator<Item = &'r Value> {
+    runs.iter().filter(move |run| run["way"] == way && run["peers"] == peers)
+}
+
+fn least(runs: &[Value], way: &str, peers: u64, step: &str, what: &str) -> Result<f64> {
+    of(runs, way, peers)
+        .filter_map(|run| run[step][what].as_f64())
+        .min_by(f64::total_cmp)
+        .with_context(|| format!("no {what} of {step} with {peers} peers, {way}"))
+}
+
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}

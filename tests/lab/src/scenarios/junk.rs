@@ -1,0 +1,140 @@
+//! The Secret's content replaced by things that are no key ring, while traffic runs.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::cluster::until;
+use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::ring::{self, Ring};
+use super::{metrics, rotate_timed, wire, xfrm};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+/// One way to spoil the ring.
+struct Junk {
+    name: &'static str,
+    content: Vec<u8>,
+    /// What the programs say of it.
+    said: &'static str,
+}
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "junk",
+    about: "what is no key ring changes nothing, and is said",
+    estimate: "2 min",
+    run: Run::Cluster(run),
+};
+
+fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    rotate_timed::wait_steady(lab)?;
+    let ring = Ring::read(lab)?.context("there is no ring")?;
+    let kernels = xfrm::dump(lab)?;
+
+    let mut ways = 0;
+    let watched = wire::watch(&probe, "with junk in the Secret", || {
+        for junk in ways_to_spoil(&ring) {
+            note(junk.name);
+            spoil_and_mend(&overlay, &junk, &ring, report)?;
+            let changes = xfrm::changes(&kernels, &xfrm::dump(lab)?);
+            report.check(changes.is_empty(), format!("{}: no kernel changed {changes:?}", junk.name));
+            ways += 1;
+        }
+        Ok(())
+    })?;
+    watched.check_delivered(report);
+    watched.check_encrypted(report);
+
+    note("a rotation afterwards");
+    let before = rotate_timed::steady(lab)?;
+    ring::rotate_now(lab)?;
+    rotate_timed::wait_rotated(lab, &before)?;
+    report.figure("ways", ways);
+    report.figure("sent", watched.probes.sent);
+    report.figure("lost", watched.probes.lost);
+    report.figure("ipip", watched.wire.ipip);
+    let left = overlay.disable()?;
+    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
+    Ok(())
+}
+
+fn ways_to_spoil(ring: &Ring) -> Vec<Junk> {
+    let twice_active = ring.changed(|ring| {
+        let mut second = ring["generations"][0].clone();
+        second["id"] = json!(second["id"].as_u64().unwrap_or_default() + 1);
+        second["uid"] = json!("11111111-2222-4333-8444-555555555555");
+        if let Some(generations) = ring["generations"].as_array_mut() {
+            generations.push(second);
+        }
+    });
+    let wrong_length = ring.changed(|ring| ring["generations"][0]["key"] = json!("dG9vIHNob3J0"));
+    let unknown_suite = ring.changed(|ring| ring["generations"][0]["suite"] = json!("rot13"));
+    let junk = |name, content, said| Junk { name, content, said };
+    vec![
+        junk("not YAML", b"{]: this is no YAML\n\t- [".to_vec(), "not a YAML document"),
+        junk("wrong key length", wrong_length, "bytes long"),
+        junk("two actives", twice_active, "two generations"),
+        junk("unknown suite", unknown_suite, "not a YAML document of the expected shape"),
+        junk("a megabyte of noise", noise(1_000_000), "not UTF-8"),
+        junk("empty", Vec::new(), "empt"),
+    ]
+}
+
+/// The same noise every time (xorshift).
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x5ec0_0e5b_u32;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+fn spoil_and_mend(overlay: &Overlay<'_>, junk: &Junk, ring: &Ring, report: &mut Report) -> Result<()> {
+    let lab = overlay.lab;
+    let spoilt_at = Ring::read(lab)?.context("there is no ring")?.revision();
+    ring::write_document(lab, &junk.content)?;
+    let complaint = until("manager and agents to say what is wrong", PATIENCE / 2, || {
+        Ok(say(lab, &overlay.managers()?, junk.said)? && say(lab, &overlay.agents()?, junk.said)?)
+    });
+    report.check(
+        complaint.is_ok(),
+        format!("{}: manager and agents say so: {junk}", junk.name, junk = junk.said),
+    );
+    if junk.content.is_empty() {
+        // What a second `kubectl apply` of MKE's manifest does: the manager still knows the ring, and puts it back.
+        until("the manager to put the ring back", PATIENCE / 2, || {
+            Ok(Ring::read(lab)?.is_some_and(|back| back.uids() == ring.uids() && back.revision() > spoilt_at))
+        })?;
+    } else {
+        let untouched = ring::read_document(lab)?.as_deref() == Some(&junk.content);
+        report.check(untouched, format!("{}: the manager overwrites nothing that it can't read", junk.name));
+        ring::write_document(lab, &ring.changed(|_| ()))?;
+    }
+    until("manager and agents to have a good ring again", PATIENCE / 2, || ring_is_valid(lab))
+}
+
+fn ring_is_valid(lab: &Lab) -> Result<bool> {
+    for node in lab.nodes() {
+        if metrics::of_agent(lab, &node.name, "secureoverlay_agent_ring_valid")? != Some(1.0) {
+            return Ok(false);
+        }
+    }
+    Ok(metrics::of_manager(lab, "secureoverlay_manager_ring_valid")? == Some(1.0))
+}
+
+/// Do the logs of all these pods hold these words?
+fn say(lab: &Lab, pods: &[(String, String)], words: &str) -> Result<bool> {
+    for (pod, _) in pods {
+        if !lab.kubectl(&["-n", NAMESPACE, "logs", pod, "--since=60s"])?.contains(words) {
+            return Ok(false);
+        }
+    }
+    Ok(!pods.is_empty())
+}

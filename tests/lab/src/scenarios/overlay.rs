@@ -1,0 +1,139 @@
+//! SecureOverlay in the lab: switched on and off as an operator does it, and awaited by what the kernels hold.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::cluster::{kubectl_with, until};
+use super::xfrm;
+use crate::lab::Lab;
+
+/// Where all of it lives.
+pub const NAMESPACE: &str = "kube-system";
+/// What is awaited at most where no scenario says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+const AGENTS: &str = "daemonset/ucp-secureoverlay-agent";
+const MANAGER: &str = "deployment/ucp-secureoverlay-mgr";
+
+/// Which manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manifest {
+    /// `manifests/ucp-secureoverlay.yaml`.
+    Ours,
+    /// `manifests/mke-original.yaml`.
+    Mke,
+}
+
+/// SecureOverlay, installed by one of the manifests.
+#[derive(Clone, Copy, Debug)]
+pub struct Overlay<'a> {
+    /// The cluster.
+    pub lab: &'a Lab,
+    manifest: Manifest,
+}
+
+impl<'a> Overlay<'a> {
+    /// Nothing happens yet.
+    pub fn new(lab: &'a Lab, manifest: Manifest) -> Self {
+        Self { lab, manifest }
+    }
+
+    /// The file.
+    pub fn path(&self) -> PathBuf {
+        let file = match self.manifest {
+            Manifest::Ours => "ucp-secureoverlay.yaml",
+            Manifest::Mke => "mke-original.yaml",
+        };
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests")).join(file)
+    }
+
+    /// `kubectl apply -f` of the file.
+    pub fn apply(&self) -> Result<()> {
+        self.lab.apply_file(&self.path()).map(drop)
+    }
+
+    /// `kubectl apply -f` of the file with the images of the next version.
+    pub fn apply_upgraded(&self) -> Result<()> {
+        let text = self.text()?;
+        let upgraded = text.replace(":0.1.0", ":0.1.1");
+        ensure!(upgraded != text, "{} names no image of version 0.1.0", self.path().display());
+        self.lab.apply(&upgraded).map(drop)
+    }
+
+    /// Sets variables of the manager's environment and waits for its new pod.
+    pub fn configure_manager(&self, variables: &[&str]) -> Result<()> {
+        self.set_manager(variables)?;
+        self.wait_rolled_out()
+    }
+
+    /// Sets variables of the manager's environment: it is replaced by and by.
+    pub fn set_manager(&self, variables: &[&str]) -> Result<()> {
+        self.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", MANAGER], variables].concat()).map(drop)
+    }
+
+    /// Waits until all pods are of the version last applied, and ready.
+    pub fn wait_rolled_out(&self) -> Result<()> {
+        for what in [AGENTS, MANAGER] {
+            self.lab.kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=180s"])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every kernel sends ESP to every other node.
+    pub fn wait_encrypting(&self) -> Result<()> {
+        let nodes = self.lab.nodes().len();
+        until("every node to encrypt to every other", PATIENCE, || {
+            let kernels = xfrm::dump(self.lab)?;
+            Ok(kernels.len() == nodes
+                && kernels.values().all(|kernel| kernel.sends_with().len() == nodes - 1))
+        })
+    }
+
+    /// Applies, and waits until everything is up and encrypts.
+    pub fn enable(&self) -> Result<()> {
+        self.apply()?;
+        self.wait_encrypting()?;
+        self.wait_rolled_out()
+    }
+
+    /// `kubectl delete -f` of the file, and the end of all its pods. Returns how many states and policies of ours
+    /// are left in the kernels some time later.
+    pub fn disable(&self) -> Result<(usize, usize)> {
+        kubectl_with(self.lab, &["delete", "--ignore-not-found", "-f", "-"], &self.text()?)?;
+        until("all pods of SecureOverlay to be gone", PATIENCE, || {
+            Ok(self.agents()?.is_empty() && self.managers()?.is_empty())
+        })?;
+        let mut left = (0, 0);
+        let clean = || {
+            left = xfrm::ours_in(&xfrm::dump(self.lab)?);
+            Ok(left == (0, 0))
+        };
+        // What is left is the caller's to judge.
+        drop(until("the kernels to hold nothing of ours", PATIENCE / 6, clean));
+        Ok(left)
+    }
+
+    /// Name and node of each agent's pod.
+    pub fn agents(&self) -> Result<Vec<(String, String)>> {
+        self.pods("k8s-app=ucp-secureoverlay-agent")
+    }
+
+    /// Name and node of the manager's pods.
+    pub fn managers(&self) -> Result<Vec<(String, String)>> {
+        self.pods("app=ucp-secureoverlay-mgr")
+    }
+
+    fn pods(&self, selector: &str) -> Result<Vec<(String, String)>> {
+        let pods = self.lab.kubectl_json(&["-n", NAMESPACE, "get", "pods", "-l", selector])?;
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let pod = |pod: &serde_json::Value| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
+        Ok(pods["items"].as_array().into_iter().flatten().map(pod).collect())
+    }
+
+    fn text(&self) -> Result<String> {
+        let path = self.path();
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+}

@@ -1,0 +1,140 @@
+//! A node is rebooted: who does not talk with it notices nothing, who does gets new keys without a rotation.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::cluster::until;
+use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::ring::Ring;
+use super::{metrics, rotate_timed, wire, xfrm};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::state::Node;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "reboot",
+    about: "a rebooted node is talked to with new keys at once, and nobody else notices",
+    estimate: "2 min",
+    run: Run::Cluster(run),
+};
+
+/// From the moment that the rebooted node's agent is ready until it is reached in all directions.
+const RESUME: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
+
+fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    rotate_timed::wait_steady(lab)?;
+    let (rebooted, others) = lab.nodes().split_last().context("a lab without nodes")?;
+    let bystanders = probe.without(&rebooted.name)?;
+
+    let reboots = if profile == Profile::Full { 5 } else { 1 };
+    let (mut sent, mut lost, mut resumed): (u64, u64, Vec<u128>) = (0, 0, Vec::new());
+    for _ in 0..reboots {
+        let ring = Ring::read(lab)?.context("there is no ring")?.uids();
+        let before = xfrm::dump(lab)?;
+        note(format!("{} is rebooted under traffic between the others", rebooted.name));
+        let mut took = Duration::ZERO;
+        let watched = wire::watch(&bystanders, "between the others", || {
+            lab.reboot(&rebooted.name, false)?;
+            wait_for_agent(lab, rebooted)?;
+            took = wait_reachable(lab, rebooted, others)?;
+            Ok(())
+        })?;
+        watched.check_delivered(report);
+        (sent, lost) = (sent + watched.probes.sent, lost + watched.probes.lost);
+        resumed.push(took.as_millis());
+        report.check(
+            took <= RESUME,
+            format!("reached again after {} ms, at most {} ms", took.as_millis(), RESUME.as_millis()),
+        );
+        overlay.wait_encrypting()?;
+        report.check(
+            Ring::read(lab)?.is_some_and(|now| now.uids() == ring),
+            "the ring holds the same generations as before",
+        );
+        check_keys(lab, report, rebooted, others, &before)?;
+        overlay.wait_rolled_out()?;
+    }
+    report.figure("reboots", reboots);
+    report.figure("sent", sent);
+    report.figure("lost", lost);
+    report.figure("resumed_ms", resumed);
+
+    note("all directions afterwards");
+    let all = Probe::deploy(lab)?;
+    let after = wire::watch_for(&all, "after the reboot", Duration::from_secs(10))?;
+    after.check_delivered(report);
+    after.check_encrypted(report);
+    report.figure("lost_afterwards", after.probes.lost);
+    report.figure("ipip_afterwards", after.wire.ipip);
+    let left = overlay.disable()?;
+    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
+    Ok(())
+}
+
+fn wait_for_agent(lab: &Lab, node: &Node) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !metrics::agent_is_ready(lab, &node.name)? {
+        if Instant::now() > deadline {
+            bail!("the agent of {} was not ready after {PATIENCE:?}", node.name);
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// How long it takes until the tunnel to `node` works with every other node, both ways: an echo and its answer.
+fn wait_reachable(lab: &Lab, node: &Node, others: &[Node]) -> Result<Duration> {
+    let begun = Instant::now();
+    until("the tunnels to work again", PATIENCE, || {
+        for other in others {
+            let (from, to) = (other.tunnel_ip.to_string(), node.tunnel_ip.to_string());
+            let words = ["ping", "-q", "-c", "1", "-W", "1", "-I", &from, &to];
+            if lab.exec(&other.name, &words)?.status != 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
+    Ok(begun.elapsed())
+}
+
+/// Both directions with the rebooted node have new keys, the same at both ends; all others are as they were.
+fn check_keys(
+    lab: &Lab,
+    report: &mut Report,
+    rebooted: &Node,
+    others: &[Node],
+    before: &BTreeMap<String, xfrm::Kernel>,
+) -> Result<()> {
+    let now = xfrm::dump(lab)?;
+    let name = &rebooted.name;
+    for other in others {
+        for (src, dst) in [(other.ip, rebooted.ip), (rebooted.ip, other.ip)] {
+            let pair = |kernels: &BTreeMap<String, xfrm::Kernel>, node: &str| {
+                kernels.get(node).map(|kernel| kernel.keys_between(src, dst)).unwrap_or_default()
+            };
+            let (old, new) = (pair(before, &other.name), pair(&now, &other.name));
+            report.check(
+                !old.is_empty() && !new.is_empty() && old.is_disjoint(&new),
+                format!("{src} → {dst}: new keys on {}", other.name),
+            );
+            report.check(new == pair(&now, name), format!("{src} → {dst}: the same keys at both ends"));
+        }
+    }
+    let unconcerned = |kernels: &BTreeMap<String, xfrm::Kernel>| -> BTreeMap<String, xfrm::Kernel> {
+        let others = kernels.iter().filter(|(node, _)| *node != name);
+        others.map(|(node, kernel)| (node.clone(), kernel.without(rebooted.ip))).collect()
+    };
+    let changes = xfrm::changes(&unconcerned(before), &unconcerned(&now));
+    report.check(changes.is_empty(), format!("nothing changed between the others {changes:?}"));
+    Ok(())
+}

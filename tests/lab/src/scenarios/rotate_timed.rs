@@ -1,0 +1,126 @@
+//! Keys change under traffic, by the timed rules.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::cluster::until;
+use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::ring::Ring;
+use super::{wire, xfrm};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+const ROTATIONS: u64 = 3;
+
+/// Three rotations.
+pub const SCENARIO: Scenario = Scenario {
+    name: "rotate-timed",
+    about: "keys rotate under traffic by the timed rules",
+    estimate: "2 min",
+    run: Run::Cluster(run),
+};
+
+fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    wait_steady(lab)?;
+
+    note("the same traffic without a rotation");
+    let baseline = probe.run_for(Duration::from_secs(if profile == Profile::Full { 60 } else { 15 }))?;
+    report.check(
+        baseline.invalid.is_empty() && baseline.lost == 0,
+        format!("baseline: {:?}, {} lost", baseline.invalid, baseline.lost),
+    );
+
+    let (interval, delay, rotations) =
+        if profile == Profile::Full { ("60s", "20s", 2 * ROTATIONS) } else { ("12s", "4s", ROTATIONS) };
+    note(format!("{rotations} rotations, one every {interval}"));
+    let mut before = steady(lab)?;
+    let mut done = 0;
+    let rotated = wire::watch(&probe, "while rotating", || {
+        overlay.configure_manager(&[
+            &format!("SECUREOVERLAY_ROTATION_INTERVAL={interval}"),
+            &format!("SECUREOVERLAY_PROPAGATION_DELAY={delay}"),
+        ])?;
+        for _ in 0..rotations {
+            wait_rotated(lab, &before)?;
+            done += 1;
+            before = Steady::now(lab)?.context("a rotation began the moment that one ended")?;
+        }
+        Ok(())
+    })?;
+    rotated.check_delivered(report);
+    rotated.check_encrypted(report);
+    rotated.check_gap(report, &baseline, Duration::from_millis(250));
+    report.check(done == rotations, format!("{done} of {rotations} rotations"));
+    report.figure("rotations", done);
+    report.figure("sent", rotated.probes.sent);
+    report.figure("lost", rotated.probes.lost);
+    report.figure("max_gap_ms", rotated.probes.longest_gap_ms);
+    report.figure("baseline_gap_ms", baseline.longest_gap_ms);
+    let left = overlay.disable()?;
+    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
+    Ok(())
+}
+
+/// A cluster between two rotations.
+#[derive(Debug)]
+pub struct Steady {
+    generation: u64,
+    sends_with: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Steady {
+    /// By node, the SPI that it sends with: one to all peers.
+    pub fn spis(&self) -> BTreeMap<&str, &str> {
+        let nodes = self.sends_with.iter();
+        nodes
+            .filter_map(|(node, spis)| Some((node.as_str(), spis.values().next()?.split('(').next()?)))
+            .collect()
+    }
+
+    /// `None` while a rotation is going on, in the ring or in a kernel.
+    fn now(lab: &Lab) -> Result<Option<Self>> {
+        let Some(ring) = Ring::read(lab)?.filter(Ring::is_steady) else { return Ok(None) };
+        let kernels = xfrm::dump(lab)?;
+        // One state each way for each peer, nothing of an earlier generation.
+        if kernels.values().any(|kernel| kernel.our_states() != 2 * (kernels.len() - 1)) {
+            return Ok(None);
+        }
+        let sends_with = kernels.into_iter().map(|(node, kernel)| (node, kernel.sends_with())).collect();
+        Ok(ring.generation("active").map(|generation| Self { generation, sends_with }))
+    }
+}
+
+/// Waits for the end of a rotation that is going on.
+pub fn wait_steady(lab: &Lab) -> Result<()> {
+    until("a rotation to end", PATIENCE, || Ok(Steady::now(lab)?.is_some()))
+}
+
+/// The cluster as it is, once no rotation is going on.
+pub fn steady(lab: &Lab) -> Result<Steady> {
+    wait_steady(lab)?;
+    Steady::now(lab)?.context("a rotation began just now")
+}
+
+/// Waits until a later generation alone is in the ring, and every node sends to every other with another SPI.
+pub fn wait_rotated(lab: &Lab, before: &Steady) -> Result<()> {
+    until("the keys to rotate", PATIENCE, || {
+        let Some(now) = Steady::now(lab)? else { return Ok(false) };
+        if now.generation <= before.generation {
+            return Ok(false);
+        }
+        for (node, spis) in &before.sends_with {
+            let new = now.sends_with.get(node).context("a node is missing")?;
+            if spis.len() != new.len() || spis.iter().any(|(peer, spi)| new.get(peer) == Some(spi)) {
+                bail!("generation {} is retired, but {node} sends with its SPIs: {new:?}", before.generation);
+            }
+        }
+        Ok(true)
+    })
+}

@@ -1,0 +1,131 @@
+//! From one cipher suite to another is a rotation: nothing is lost, and until it ends the tunnel's MTU must suit both.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use secureoverlay_common::mtu::Bound;
+use secureoverlay_common::ring::{Ring, Role};
+use secureoverlay_common::suite::Suite;
+use serde_json::json;
+
+use super::cluster::until;
+use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::ring::read_document;
+use super::{metrics, wire};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "suites",
+    about: "a running cluster moves through all cipher suites without loss, told its MTU in time",
+    estimate: "90 s",
+    run: Run::Cluster(run),
+};
+
+/// MTU of the lab's bridge.
+const EXTERNAL: u32 = 1500;
+
+fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    if profile == Profile::Full {
+        overlay.configure_manager(&["SECUREOVERLAY_PROPAGATION_DELAY=30s"])?;
+    }
+    wait_for(lab, "the first generation alone", |ring| alone(ring, Suite::default()))?;
+
+    note("the same traffic without a change");
+    let baseline = probe.run_for(Duration::from_secs(10))?;
+    let mut limits = vec![json!({"ring": [Suite::default().name()], "limit": expected(&[Suite::default()])})];
+    wait_for_limit(lab, &[Suite::default()])?;
+
+    let changed = wire::watch(&probe, "while changing suites", || {
+        let mut from = Suite::default();
+        for to in [Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::Aes128Gcm8] {
+            note(format!("from {from} to {to}"));
+            request(&overlay, to)?;
+            let has = |ring: &Ring, role: Role, suite: Suite| {
+                ring.with_role(role).is_some_and(|generation| generation.suite == suite)
+            };
+            for (role, suite, active) in [(Role::Staged, to, from), (Role::Retiring, from, to)] {
+                let phase = format!("{suite} to be {role:?} beside {active}");
+                let now = |ring: &Ring| has(ring, role, suite) && has(ring, Role::Active, active);
+                wait_for(lab, &phase, now)?;
+                wait_for_limit(lab, &[from, to])?;
+                if !now(&read(lab)?) {
+                    bail!("the agents were too late with the MTU for both suites, waiting for {phase}");
+                }
+            }
+            limits.push(json!({"ring": [from.name(), to.name()], "limit": expected(&[from, to])}));
+            wait_for(lab, "the end of the rotation", |ring| alone(ring, to))?;
+            wait_for_limit(lab, &[to])?;
+            limits.push(json!({"ring": [to.name()], "limit": expected(&[to])}));
+            from = to;
+        }
+        Ok(())
+    })?;
+    changed.check_delivered(report);
+    changed.check_encrypted(report);
+    changed.check_gap(report, &baseline, Duration::from_millis(250));
+    report.figure("suites", Suite::ALL.map(Suite::name));
+    report.figure("rotations", 3);
+    report.figure("mtu_limits", limits);
+    report.figure("sent", changed.probes.sent);
+    report.figure("lost", changed.probes.lost);
+    report.figure("ipip", changed.wire.ipip);
+    report.figure("max_gap_ms", changed.probes.longest_gap_ms);
+    report.figure("baseline_gap_ms", baseline.longest_gap_ms);
+    let left = overlay.disable()?;
+    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
+    Ok(())
+}
+
+/// Tells the manager to use `suite` and waits until no other is in the ring.
+pub fn change_suite(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
+    request(overlay, suite)?;
+    wait_for(overlay.lab, "the suite to change", |ring| alone(ring, suite))
+}
+
+fn request(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
+    overlay.set_manager(&[&format!("SECUREOVERLAY_SUITE={suite}")])
+}
+
+fn read(lab: &Lab) -> Result<Ring> {
+    Ok(Ring::parse(&read_document(lab)?.context("there is no ring")?)?)
+}
+
+fn wait_for(lab: &Lab, what: &str, condition: impl Fn(&Ring) -> bool) -> Result<()> {
+    until(what, PATIENCE, || Ok(condition(&read(lab)?)))
+}
+
+/// One generation, active, of this suite: no rotation is going on.
+fn alone(ring: &Ring, suite: Suite) -> bool {
+    ring.generations.len() == 1 && ring.active().is_some_and(|generation| generation.suite == suite)
+}
+
+/// MKE's bound and the kernel's, with the largest of these suites.
+fn expected(suites: &[Suite]) -> (u32, u32) {
+    let bounds = || suites.iter().map(|suite| Bound::new(EXTERNAL, *suite));
+    (
+        bounds().map(|bound| bound.mke).min().unwrap_or(0),
+        bounds().map(|bound| bound.kernel).min().unwrap_or(0),
+    )
+}
+
+/// Waits until every agent reports the bounds for these suites.
+fn wait_for_limit(lab: &Lab, suites: &[Suite]) -> Result<()> {
+    let (mke, kernel) = expected(suites);
+    until(&format!("all agents to report the MTU limits {mke} and {kernel}"), PATIENCE / 4, || {
+        for node in lab.nodes() {
+            for (rule, limit) in [("mke", mke), ("kernel", kernel)] {
+                let metric = format!("secureoverlay_agent_mtu_limit_bytes{{rule=\"{rule}\"}}");
+                if metrics::of_agent(lab, &node.name, &metric)? != Some(f64::from(limit)) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    })
+}

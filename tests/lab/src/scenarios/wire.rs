@@ -1,0 +1,85 @@
+//! The bridge beside the probes: what was on the wire while pods talked.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use secureoverlay_prober::summary::Summary;
+
+use super::probe::Probe;
+use crate::capture::{Capture, Captured, Counts};
+use crate::scenario::Report;
+
+/// Probes, and the frames between nodes meanwhile.
+#[derive(Debug)]
+pub struct Watched {
+    when: String,
+    pairs: usize,
+    /// What the pods counted.
+    pub probes: Summary,
+    /// What the bridge saw.
+    pub wire: Counts,
+    /// The packets themselves.
+    pub captured: Captured,
+}
+
+/// Probes and captures while `event` happens; `when` says in reports what that is.
+pub fn watch(probe: &Probe, when: &str, event: impl FnOnce() -> Result<()>) -> Result<Watched> {
+    let file: String = when.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let capture = Capture::start(&file, None)?;
+    let measurement = probe.start()?;
+    let outcome = event();
+    let probes = measurement.stop();
+    let captured = capture.stop();
+    outcome?;
+    let (probes, captured) = (probes?, captured?);
+    Ok(Watched { when: when.to_owned(), pairs: probe.pairs(), probes, wire: captured.counts(), captured })
+}
+
+/// Probes and captures with nothing else going on.
+pub fn watch_for(probe: &Probe, when: &str, time: Duration) -> Result<Watched> {
+    watch(probe, when, || {
+        std::thread::sleep(time);
+        Ok(())
+    })
+}
+
+impl Watched {
+    /// The probes prove something, in all directions, and none was lost.
+    pub fn check_delivered(&self, report: &mut Report) {
+        let (when, pairs, probes) = (&self.when, self.pairs, &self.probes);
+        report.check(
+            probes.invalid.is_empty(),
+            format!("{when}: the measurement proves nothing: {:?}", probes.invalid),
+        );
+        let answered = probes.directions.iter().filter(|direction| direction.received > 0).count();
+        report.check(answered == pairs, format!("{when}: {answered} of {pairs} directions answered"));
+        let lossy = probes.directions.iter().filter(|direction| direction.lost > 0);
+        let lossy: Vec<_> = lossy.map(|it| format!("{} → {}: {}", it.from, it.to, it.lost)).collect();
+        report.check(
+            probes.lost == 0,
+            format!("{when}: {} of {} probes lost {lossy:?}", probes.lost, probes.sent),
+        );
+        report.check(probes.duplicated == 0, format!("{when}: {} probes duplicated", probes.duplicated));
+    }
+
+    /// Each probe was seen as ESP, and nothing in the clear.
+    pub fn check_encrypted(&self, report: &mut Report) {
+        let (when, esp, sent) = (&self.when, self.wire.esp, self.probes.sent);
+        report.check(
+            sent > 0 && esp >= sent,
+            format!("{when}: {esp} ESP packets on the wire for {sent} probes"),
+        );
+        let clear = self.captured.in_the_clear();
+        report.check(
+            self.wire.ipip == 0,
+            format!("{when}: {} packets in the clear: {clear:?}", self.wire.ipip),
+        );
+    }
+
+    /// The longest silence is not far from that without the event: not `allowed` more than twice as long.
+    pub fn check_gap(&self, report: &mut Report, baseline: &Summary, allowed: Duration) {
+        let limit = 2 * baseline.longest_gap_ms + allowed.as_millis() as u64;
+        let (when, gap) = (&self.when, self.probes.longest_gap_ms);
+        report.check(gap <= limit, format!("{when}: longest gap {gap} ms, at most {limit} ms allowed"));
+    }
+}

@@ -1,0 +1,132 @@
+//! What is known about the lab between two commands: a file in /run, and a lock.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::process::Recorded;
+
+/// Everything of a running lab is below this directory.
+pub const DIRECTORY: &str = "/run/secureoverlay-lab";
+const LOCK: &str = "/run/secureoverlay-lab.lock";
+/// Data that need not survive anything and should not wait for a disk.
+pub const MEMORY: &str = "/dev/shm/secureoverlay-lab";
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Name of the Node object and of the guest: `node1`.
+    pub name: String,
+    /// From 1.
+    pub index: u8,
+    /// Address on the bridge.
+    pub ip: Ipv4Addr,
+    /// Network of its pods, such as `10.244.1.0/24`.
+    pub pod_cidr: String,
+    /// Address of its tunnel interface.
+    pub tunnel_ip: Ipv4Addr,
+    /// The tap on the bridge that is its wire.
+    pub tap: String,
+}
+
+impl Node {
+    /// The node with this number.
+    pub fn new(index: u8) -> Self {
+        Self {
+            name: format!("node{index}"),
+            index,
+            ip: Ipv4Addr::new(10, 200, 0, 10 + index),
+            pod_cidr: format!("10.244.{index}.0/24"),
+            tunnel_ip: Ipv4Addr::new(10, 244, index, 240),
+            tap: format!("tap{index}"),
+        }
+    }
+
+    /// The host directory that the guest sees as `/lab/node`.
+    pub fn directory(&self) -> PathBuf {
+        Path::new(DIRECTORY).join("nodes").join(&self.name)
+    }
+}
+
+/// The file's content.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct State {
+    /// The machine's boot: process ids of an earlier one mean nothing.
+    pub boot_id: String,
+    /// Whether `up` came to its end.
+    pub complete: bool,
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// Processes by name: `etcd`, `kube-apiserver`, …, and the guests by node name.
+    pub processes: BTreeMap<String, Recorded>,
+    /// MTU of the nodes' tunnel interfaces.
+    pub tunnel_mtu: u32,
+}
+
+impl State {
+    /// The state of the lab, if one was begun since this machine booted.
+    pub fn load() -> Result<Option<Self>> {
+        let path = Path::new(DIRECTORY).join("state.json");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        let state: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged; `cargo lab down` cleans up", path.display()))?;
+        Ok((state.boot_id == boot_id()?).then_some(state))
+    }
+
+    /// Writes it so that a crash leaves the old or the new content.
+    pub fn save(&self) -> Result<()> {
+        let directory = Path::new(DIRECTORY);
+        fs::create_dir_all(directory).with_context(|| format!("creating {DIRECTORY}"))?;
+        let mut file = tempfile::NamedTempFile::new_in(directory).context("writing the lab's state")?;
+        file.write_all(&serde_json::to_vec_pretty(self).context("encoding the lab's state")?)
+            .context("writing the lab's state")?;
+        file.persist(directory.join("state.json")).context("writing the lab's state")?;
+        Ok(())
+    }
+}
+
+/// This boot of the machine.
+pub fn boot_id() -> Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .context("reading the boot id")?
+        .trim()
+        .to_owned())
+}
+
+/// Held by every command that changes the lab.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the lock, or says that another command has it.
+    pub fn take() -> Result<Self> {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(LOCK)
+            .with_context(|| format!("opening {LOCK}"))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err((_, Errno::EAGAIN)) => {
+                bail!(
+                    "another `cargo lab` command is changing the lab on this machine; wait until it is done"
+                )
+            }
+            Err((_, errno)) => bail!("locking {LOCK}: {errno}"),
+        }
+    }
+}
