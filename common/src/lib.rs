@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O, looks at a clock or draws a random number: time and randomness are arguments.
 
+pub mod acknowledged;
 pub mod mtu;
 pub mod names;
 pub mod node;

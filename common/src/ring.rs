@@ -205,6 +205,12 @@ impl Ring {
         self.with_role(Role::Active)
     }
 
+    /// The highest id of its generations, 0 without any.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.generations.iter().map(|generation| generation.id).max().unwrap_or(0)
+    }
+
     fn check(&self) -> Result<(), RingError> {
         for (at, generation) in self.generations.iter().enumerate() {
             let id = generation.id;

@@ -7,10 +7,15 @@
 //! ```
 //!
 //! Every arrow is one write of the ring, so that a manager can be killed between any two of them. Whether "all
-//! receive" or "nobody sends" holds is a fact that comes from outside ([`Facts`]); [`crate::timed`] takes it from
-//! the time that has passed.
+//! receive" or "nobody sends" holds is a fact that comes from outside ([`Facts`]): [`crate::acknowledged`] takes it
+//! from what the nodes say, [`crate::timed`] from the time that has passed.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -19,8 +24,15 @@ use crate::{
     secret::SecretBytes,
     suite::Suite,
     uid::Uid,
+    wire,
 };
 
+/// Generation ids above this are not believed; there is room for a rotation every millisecond for 8,000 years.
+pub const LAST_ID: u64 = 1 << 48;
+/// A seed with which no two nodes share an SPI is drawn this often at most: with 5,000 nodes 1 in 40 fails.
+const SEED_DRAWS: usize = 20;
+/// Names of nodes in a text for people.
+const NAMES: usize = 5;
 /// Clocks of two hosts that a manager ran on may differ by this much.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
@@ -34,21 +46,81 @@ pub struct Settings {
 }
 
 /// Whether something that a rotation waits for has come true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It holds.
     Yes,
     /// It can't be said to hold before this time has passed.
     In(Duration),
+    /// It does not hold for these nodes, by name.
+    Awaits {
+        /// The nodes.
+        nodes: BTreeSet<String>,
+        /// When one of them may be left behind at the earliest.
+        look_in: Duration,
+    },
+}
+
+impl Answer {
+    /// Waits for `what`; `None` if there is nothing to wait for.
+    fn wait(&self, what: impl fmt::Display) -> Option<Decision> {
+        match self {
+            Self::Yes => None,
+            Self::In(time) => Some(Decision::wait(*time, what.to_string())),
+            Self::Awaits { nodes, look_in } => {
+                Some(Decision::wait(*look_in, format!("{what}, waiting for {}", Names(nodes))))
+            }
+        }
+    }
+}
+
+/// The first few names, and how many more there are.
+struct Names<'n>(&'n BTreeSet<String>);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first: Vec<&str> = self.0.iter().take(NAMES).map(String::as_str).collect();
+        f.write_str(&first.join(", "))?;
+        match self.0.len().saturating_sub(NAMES) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 /// What is known about the nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Every node receives with the staged generation.
     pub all_receive: Answer,
     /// Nobody sends with the retiring generation any more, and none of its packets is under way.
     pub nobody_sends: Answer,
+    /// Somebody wants a rotation now, and why.
+    pub requested: Option<String>,
+    /// The incarnation that each node needs, for nodes that can't go on with the one that they have.
+    pub rekey: BTreeMap<Uid, Incarnations>,
+    /// The highest id of a generation that any node knows of.
+    pub newest: u64,
+    /// Nodes and their addresses, as far as they are known.
+    pub senders: BTreeMap<Uid, IpAddr>,
+}
+
+/// Incarnations of one node, by the generation's uid.
+pub type Incarnations = BTreeMap<Uid, u32>;
+
+impl Facts {
+    /// Facts that come from the time that has passed alone.
+    #[must_use]
+    pub const fn of(all_receive: Answer, nobody_sends: Answer) -> Self {
+        Self {
+            all_receive,
+            nobody_sends,
+            requested: None,
+            rekey: BTreeMap::new(),
+            newest: 0,
+            senders: BTreeMap::new(),
+        }
+    }
 }
 
 /// The DaemonSet of the agents.
@@ -75,6 +147,8 @@ pub enum Action {
     Activate,
     /// Take the retiring generation out.
     Drop,
+    /// Give nodes that lost SAs a new incarnation.
+    Rekey,
     /// Empty the ring: it was made for an installation that is gone.
     Reset,
 }
@@ -105,7 +179,7 @@ impl Decision {
 pub fn decide(
     ring: Option<&Ring>,
     installation: Installation,
-    facts: Facts,
+    facts: &Facts,
     now: Timestamp,
     settings: &Settings,
 ) -> Decision {
@@ -128,23 +202,27 @@ pub fn decide(
     let Some(ring) = ring.filter(|ring| ring.enforcement != Enforcement::Off) else {
         return Decision::act(Action::Begin, "there is no key yet");
     };
+    if !facts.rekey.is_empty() {
+        let count = facts.rekey.len();
+        return Decision::act(
+            Action::Rekey,
+            format!("{count} nodes lost SAs whose keys can't be used again"),
+        );
+    }
     let with_role = |role| ring.with_role(role);
     match (with_role(Role::Retiring), with_role(Role::Active), with_role(Role::Staged)) {
-        (Some(old), Some(_), _) => match facts.nobody_sends {
-            Answer::Yes => {
+        (Some(old), Some(_), _) => {
+            facts.nobody_sends.wait(format_args!("generation {} is draining", old.id)).unwrap_or_else(|| {
                 Decision::act(Action::Drop, format!("nobody sends with generation {} any more", old.id))
-            }
-            Answer::In(time) => Decision::wait(time, format!("generation {} is draining", old.id)),
-        },
-        (_, _, Some(next)) => match facts.all_receive {
-            Answer::Yes => {
+            })
+        }
+        (_, _, Some(next)) => facts
+            .all_receive
+            .wait(format_args!("generation {} is on its way to every node", next.id))
+            .unwrap_or_else(|| {
                 Decision::act(Action::Activate, format!("every node receives generation {}", next.id))
-            }
-            Answer::In(time) => {
-                Decision::wait(time, format!("generation {} is on its way to every node", next.id))
-            }
-        },
-        (_, Some(active), None) => match due(ring, active, now, settings) {
+            }),
+        (_, Some(active), None) => match due(ring, active, facts, now, settings) {
             Ok(reason) => Decision::act(Action::Stage, reason),
             Err(time) => Decision::wait(time, format!("generation {} is active, nothing is due", active.id)),
         },
@@ -153,7 +231,23 @@ pub fn decide(
 }
 
 /// Why a rotation is due, or in how long it will be.
-fn due(ring: &Ring, active: &Generation, now: Timestamp, settings: &Settings) -> Result<String, Duration> {
+fn due(
+    ring: &Ring,
+    active: &Generation,
+    facts: &Facts,
+    now: Timestamp,
+    settings: &Settings,
+) -> Result<String, Duration> {
+    if let Some(why) = &facts.requested {
+        return Ok(why.clone());
+    }
+    if facts.newest > ring.newest() {
+        return Ok(format!(
+            "a node knows of generation {}, the ring only of {}: an old ring was restored",
+            facts.newest,
+            ring.newest()
+        ));
+    }
     if active.suite != settings.suite {
         return Ok(format!("the suite changes from {} to {}", active.suite, settings.suite));
     }
@@ -171,7 +265,7 @@ fn due(ring: &Ring, active: &Generation, now: Timestamp, settings: &Settings) ->
     }
 }
 
-/// Carries out `action` on a copy of `ring`. `fill` writes random bytes.
+/// Carries out `action`, which [`decide`] chose by the same `facts`, on a copy of `ring`. `fill` writes random bytes.
 ///
 /// # Errors
 /// What `fill` returns.
@@ -179,6 +273,7 @@ pub fn apply<E>(
     ring: Option<&Ring>,
     action: Action,
     installation: Installation,
+    facts: &Facts,
     now: Timestamp,
     settings: &Settings,
     mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
@@ -191,7 +286,7 @@ pub fn apply<E>(
     match action {
         Action::Wait => {}
         Action::Begin | Action::Stage => {
-            let generation = fresh(&next, now, settings.suite, &mut fill)?;
+            let generation = fresh(&next, facts, now, settings.suite, &mut fill)?;
             next.generations.push(generation);
             if next.enforcement == Enforcement::Off {
                 next.enforcement = Enforcement::Permissive;
@@ -207,6 +302,7 @@ pub fn apply<E>(
             }
             next.next_rotation = Some(after(now, settings.interval));
         }
+        Action::Rekey => rekey(&mut next, facts),
         Action::Drop => next.generations.retain(|generation| generation.role != Role::Retiring),
         Action::Reset => next = Ring::off(next.revision, None),
     }
@@ -215,14 +311,15 @@ pub fn apply<E>(
 
 fn fresh<E>(
     ring: &Ring,
+    facts: &Facts,
     now: Timestamp,
     suite: Suite,
     fill: &mut impl FnMut(&mut [u8]) -> Result<(), E>,
 ) -> Result<Generation, E> {
     let mut uid = [0; 16];
     fill(&mut uid)?;
-    Ok(Generation {
-        id: ring.generations.iter().map(|generation| generation.id).max().unwrap_or(0) + 1,
+    let mut generation = Generation {
+        id: ring.newest().max(facts.newest.min(LAST_ID)) + 1,
         uid: Uid::from_random(uid),
         role: Role::Staged,
         suite,
@@ -230,7 +327,41 @@ fn fresh<E>(
         spi_seed: SecretBytes::try_fill(SPI_SEED_LEN, &mut *fill)?,
         created_at: now,
         role_since: now,
-        incarnations: std::collections::BTreeMap::new(),
+        incarnations: BTreeMap::new(),
+    };
+    for _ in 1..SEED_DRAWS {
+        if distinct(ring.generations.iter().chain([&generation]), &facts.senders) {
+            break;
+        }
+        generation.spi_seed = SecretBytes::try_fill(SPI_SEED_LEN, &mut *fill)?;
+    }
+    Ok(generation)
+}
+
+/// Gives the nodes the incarnations that they need, or later ones where an SPI would be another's.
+fn rekey(ring: &mut Ring, facts: &Facts) {
+    for (node, needed) in &facts.rekey {
+        for at in 0..ring.generations.len() {
+            let Some(&needed) = needed.get(&ring.generations[at].uid) else { continue };
+            for incarnation in (needed..).take(SEED_DRAWS) {
+                ring.generations[at].incarnations.insert(*node, incarnation);
+                if distinct(ring.generations.iter(), &facts.senders) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Whether every SPI has one sender and one generation.
+fn distinct<'g>(
+    mut generations: impl Iterator<Item = &'g Generation>,
+    senders: &BTreeMap<Uid, IpAddr>,
+) -> bool {
+    let mut taken = BTreeSet::new();
+    generations.all(|generation| {
+        let derivation = wire::Derivation::new(generation);
+        senders.iter().all(|(node, addr)| taken.insert(derivation.spi_of(*addr, node)))
     })
 }
 
@@ -241,15 +372,12 @@ fn after(time: Timestamp, span: Duration) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
+    use std::{borrow::Borrow, convert::Infallible};
 
     use super::*;
 
-    const YES: Facts = Facts { all_receive: Answer::Yes, nobody_sends: Answer::Yes };
-    const LATER: Facts = Facts {
-        all_receive: Answer::In(Duration::from_secs(60)),
-        nobody_sends: Answer::In(Duration::from_secs(60)),
-    };
+    const YES: Facts = Facts::of(Answer::Yes, Answer::Yes);
+    const LATER: Facts = Facts::of(Answer::In(Duration::from_secs(60)), Answer::In(Duration::from_secs(60)));
     const SETTINGS: Settings =
         Settings { interval: Duration::from_secs(12 * 3600), suite: Suite::Aes128Gcm8 };
 
@@ -268,22 +396,30 @@ mod tests {
             Self { ring: None, installation: Installation::Unknown, now, settings: SETTINGS, drawn: 0 }
         }
 
-        fn decide(&self, facts: Facts) -> Decision {
-            decide(self.ring.as_ref(), self.installation, facts, self.now, &self.settings)
+        fn decide(&self, facts: impl Borrow<Facts>) -> Decision {
+            decide(self.ring.as_ref(), self.installation, facts.borrow(), self.now, &self.settings)
         }
 
         /// Decides, writes, and shows what the ring holds then, as the Secret would.
-        fn step(&mut self, facts: Facts) -> (Action, Vec<(u64, Role)>) {
+        fn step(&mut self, facts: impl Borrow<Facts>) -> (Action, Vec<(u64, Role)>) {
+            let facts = facts.borrow();
             let action = self.decide(facts).action;
             if action != Action::Wait {
                 let drawn = &mut self.drawn;
-                let ring =
-                    apply(self.ring.as_ref(), action, self.installation, self.now, &self.settings, |bytes| {
+                let ring = apply(
+                    self.ring.as_ref(),
+                    action,
+                    self.installation,
+                    facts,
+                    self.now,
+                    &self.settings,
+                    |bytes| {
                         *drawn += 1;
                         bytes.fill(*drawn);
                         Ok::<_, Infallible>(())
-                    })
-                    .unwrap();
+                    },
+                )
+                .unwrap();
                 assert_eq!(
                     Ring::parse(ring.to_yaml().as_bytes()).as_ref(),
                     Ok(&ring),
@@ -372,6 +508,98 @@ mod tests {
         run.step(YES);
         assert_eq!(run.ring.as_ref().unwrap().active().unwrap().suite, Suite::Aes256Gcm16);
         assert_eq!(run.decide(YES).action, Action::Wait);
+    }
+
+    #[test]
+    fn a_request_is_a_rotation() {
+        let mut run = Run::steady();
+        let wanted = Facts { requested: Some("somebody asked".into()), ..YES };
+        assert_eq!(run.decide(&wanted).reason, "somebody asked");
+        assert_eq!(run.step(&wanted).0, Action::Stage);
+        // Once it is under way, the request changes nothing.
+        assert_eq!(run.step(&wanted).0, Action::Activate);
+    }
+
+    #[test]
+    fn awaited_nodes_are_named() {
+        let mut run = Run::steady();
+        run.advance(12);
+        run.step(YES);
+        let nodes = (1..=7).map(|n| format!("node-{n}")).collect();
+        let look_in = Duration::from_secs(9);
+        let decision = run.decide(Facts { all_receive: Answer::Awaits { nodes, look_in }, ..YES });
+        assert_eq!((decision.action, decision.wake_in), (Action::Wait, look_in));
+        assert_eq!(
+            decision.reason,
+            "generation 2 is on its way to every node, waiting for node-1, node-2, node-3, node-4, node-5 and 2 more"
+        );
+    }
+
+    #[test]
+    fn an_old_ring_that_came_back_is_replaced_by_a_newer_one() {
+        let mut run = Run::steady();
+        let facts = Facts { newest: 7, ..YES };
+        assert_eq!(run.step(&facts), (Action::Stage, vec![(1, Role::Active), (8, Role::Staged)]));
+        for _ in 0..2 {
+            run.step(&facts);
+        }
+        assert_eq!(run.step(&facts), (Action::Wait, vec![(8, Role::Active)]));
+        // As does one that was wiped.
+        run.ring = None;
+        assert_eq!(run.step(Facts { newest: 8, ..YES }), (Action::Begin, vec![(9, Role::Staged)]));
+        run.ring = None;
+        let absurd = Facts { newest: u64::MAX, ..YES };
+        assert_eq!(run.step(&absurd), (Action::Begin, vec![(LAST_ID + 1, Role::Staged)]));
+    }
+
+    #[test]
+    fn a_node_that_lost_its_sas_gets_a_new_incarnation_in_any_phase() {
+        let mut run = Run::steady();
+        run.advance(12);
+        run.step(YES);
+        let node = Uid::from_random([9; 16]);
+        let [active, staged] = &run.ring.as_ref().unwrap().generations[..] else { panic!("two generations") };
+        let needed = BTreeMap::from([(active.uid, 1), (staged.uid, 4)]);
+        let facts = Facts { rekey: BTreeMap::from([(node, needed)]), ..LATER };
+        assert_eq!(run.step(&facts).0, Action::Rekey);
+        let incarnations: Vec<u32> =
+            run.ring.as_ref().unwrap().generations.iter().map(|g| g.incarnation(&node)).collect();
+        assert_eq!(incarnations, [1, 4]);
+    }
+
+    #[test]
+    fn no_two_nodes_share_an_spi() {
+        // With a seed that can't be told apart from another draw's, every draw collides with the generation before.
+        let mut run = Run::new();
+        let senders: BTreeMap<Uid, IpAddr> =
+            (1..=3).map(|n| (Uid::from_random([n; 16]), IpAddr::from([192, 0, 2, n]))).collect();
+        let facts = Facts { senders, ..YES };
+        run.step(&facts);
+        run.step(&facts);
+        run.advance(12);
+        let mut seeds = 0;
+        let old_seed = run.ring.as_ref().unwrap().generations[0].spi_seed.clone();
+        let ring = apply(
+            run.ring.as_ref(),
+            Action::Stage,
+            run.installation,
+            &facts,
+            run.now,
+            &run.settings,
+            |bytes| {
+                seeds += 1;
+                // uid, key, and then seeds; the first is the active generation's.
+                bytes.fill(seeds + 100);
+                if seeds == 3 {
+                    bytes.copy_from_slice(old_seed.expose());
+                }
+                Ok::<_, Infallible>(())
+            },
+        )
+        .unwrap();
+        assert_eq!(seeds, 4, "one seed more was drawn");
+        assert!(ring.generations[0].spi_seed != ring.generations[1].spi_seed);
+        assert!(distinct(ring.generations.iter(), &facts.senders));
     }
 
     #[test]

@@ -6,44 +6,65 @@ use std::{
 };
 
 use crate::{
-    ring::{Ring, Role},
+    ring::{Generation, Ring, Role},
     rotation::{Answer, Facts},
     uid::Uid,
 };
 
-/// Remembers since when this process has seen each generation in its role.
+/// Since when this process has seen each generation in its role.
 ///
 /// The times in the ring are not used: another manager's clock may have written them.
+#[derive(Debug, Default)]
+pub struct Since(BTreeMap<(Uid, Role), Instant>);
+
+impl Since {
+    /// Nothing was seen yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Notes what `ring` shows at `now`.
+    pub fn observe(&mut self, ring: Option<&Ring>, now: Instant) {
+        let before = std::mem::take(&mut self.0);
+        for generation in ring.iter().flat_map(|ring| &ring.generations) {
+            let id = (generation.uid, generation.role);
+            self.0.insert(id, before.get(&id).copied().unwrap_or(now));
+        }
+    }
+
+    /// For how long `generation` has been seen in its role.
+    #[must_use]
+    pub fn waited(&self, generation: &Generation, now: Instant) -> Duration {
+        let since = self.0.get(&(generation.uid, generation.role));
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(*since))
+    }
+}
+
+/// Takes for true, after a delay, what must have become true by then.
 #[derive(Debug)]
 pub struct Timed {
     delay: Duration,
-    seen: BTreeMap<(Uid, Role), Instant>,
+    since: Since,
 }
 
 impl Timed {
     /// `delay`: time within which every node has read a new ring and programmed it.
     #[must_use]
     pub const fn new(delay: Duration) -> Self {
-        Self { delay, seen: BTreeMap::new() }
+        Self { delay, since: Since::new() }
     }
 
     /// Notes what `ring` shows at `now`, and says what may be taken for true.
     pub fn observe(&mut self, ring: Option<&Ring>, now: Instant) -> Facts {
-        let generations = ring.map_or(&[][..], |ring| &ring.generations);
-        let seen_before = std::mem::take(&mut self.seen);
-        for generation in generations {
-            let id = (generation.uid, generation.role);
-            self.seen.insert(id, seen_before.get(&id).copied().unwrap_or(now));
-        }
+        self.since.observe(ring, now);
         let answer = |role| {
-            let since = generations
-                .iter()
-                .find(|generation| generation.role == role)
-                .and_then(|generation| self.seen.get(&(generation.uid, role)));
-            let left = since
-                .map_or(self.delay, |since| self.delay.saturating_sub(now.saturating_duration_since(*since)));
+            let waited = ring
+                .and_then(|ring| ring.with_role(role))
+                .map_or(Duration::ZERO, |generation| self.since.waited(generation, now));
+            let left = self.delay.saturating_sub(waited);
             if left.is_zero() { Answer::Yes } else { Answer::In(left) }
         };
-        Facts { all_receive: answer(Role::Staged), nobody_sends: answer(Role::Retiring) }
+        Facts::of(answer(Role::Staged), answer(Role::Retiring))
     }
 }

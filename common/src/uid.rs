@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A UUID in its 36-character lower-case text: UIDs of objects and generations, boot IDs.
@@ -62,6 +63,20 @@ impl FromStr for Uid {
         });
         let nil = bytes.iter().all(|byte| matches!(byte, b'-' | b'0'));
         if shaped && !nil { Ok(Self(bytes)) } else { Err(InvalidUid) }
+    }
+}
+
+impl JsonSchema for Uid {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Uid".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "minLength": 36, "maxLength": 36})
     }
 }
 

@@ -74,9 +74,15 @@ impl<'g> Derivation<'g> {
     /// The SPI with which the node at `src` sends, the same toward all receivers.
     #[must_use]
     pub fn spi(&self, src: &End) -> u32 {
+        self.spi_of(src.addr, &src.node)
+    }
+
+    /// [`Self::spi`], which does not depend on the boot.
+    #[must_use]
+    pub fn spi_of(&self, addr: IpAddr, node: &Uid) -> u32 {
         let mut mac = self.spis.clone();
-        mac.update(&addr16(src.addr));
-        mac.update(&self.generation.incarnation(&src.node).to_be_bytes());
+        mac.update(&addr16(addr));
+        mac.update(&self.generation.incarnation(node).to_be_bytes());
         let digest = mac.finalize().into_bytes();
         let hash = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
         FIRST_SPI + hash % (u32::MAX - FIRST_SPI + 1)

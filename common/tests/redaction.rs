@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
 use secureoverlay_common::{
     ring::{Ring, RingError, Role},
-    rotation::{Action, Installation, Settings, apply},
+    rotation::{Action, Answer, Facts, Installation, Settings, apply},
     secret::SecretBytes,
     suite::Suite,
     timed::Timed,
@@ -79,8 +79,9 @@ fn a_ring_that_was_just_made_shows_no_key() {
         bytes.copy_from_slice(&draws.next().unwrap());
         Ok::<_, std::convert::Infallible>(())
     };
-    let made =
-        apply(None, Action::Begin, Installation::Unknown, Timestamp::UNIX_EPOCH, &settings, fill).unwrap();
+    let facts = Facts::of(Answer::Yes, Answer::Yes);
+    let now = Timestamp::UNIX_EPOCH;
+    let made = apply(None, Action::Begin, Installation::Unknown, &facts, now, &settings, fill).unwrap();
     assert_eq!(made.with_role(Role::Staged).unwrap().key.expose(), [KEY, SEED].concat());
     assert_hidden(&format!("{made:?} {made:#?}"), &[&KEY, &SEED]);
 }

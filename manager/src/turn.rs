@@ -10,7 +10,7 @@ use kube::Client;
 use rand::rngs::SysError;
 use secureoverlay_common::{
     ring::{Ring, RingError, Role},
-    rotation::{Action, Installation, Settings, apply, decide},
+    rotation::{Action, Facts, Installation, Settings, apply, decide},
     timed::Timed,
 };
 use secureoverlay_daemon::duration::Human;
@@ -134,15 +134,15 @@ impl Manager {
             None => {
                 if let Some(lost) = self.remembered.take().filter(|lost| lost.belongs_to(&held, installation))
                 {
-                    return self.put_back(held, lost, installation, now).await;
+                    return self.put_back(held, lost, installation, &facts, now).await;
                 }
             }
         }
-        let decision = decide(ring.as_ref(), installation, facts, now.wall, &self.settings);
+        let decision = decide(ring.as_ref(), installation, &facts, now.wall, &self.settings);
         if decision.action == Action::Wait {
             return Ok(Outcome::Waiting { wake_in: decision.wake_in, reason: decision.reason });
         }
-        let next = self.apply(ring.as_ref(), decision.action, installation, now)?;
+        let next = self.apply(ring.as_ref(), decision.action, installation, &facts, now)?;
         let outcome = self.write(held, &next).await?;
         if outcome == Outcome::Written {
             self.tell(decision.action, &decision.reason, ring.as_ref(), &next);
@@ -156,9 +156,10 @@ impl Manager {
         held: Held,
         lost: Remembered,
         installation: Installation,
+        facts: &Facts,
         now: Now,
     ) -> Result<Outcome, TurnError> {
-        let next = self.apply(Some(&lost.ring), Action::Wait, installation, now)?;
+        let next = self.apply(Some(&lost.ring), Action::Wait, installation, facts, now)?;
         // Kept until it is back for certain: the next turn reads it from there.
         self.remembered = Some(lost);
         let outcome = self.write(held, &next).await?;
@@ -177,9 +178,10 @@ impl Manager {
         ring: Option<&Ring>,
         action: Action,
         installation: Installation,
+        facts: &Facts,
         now: Now,
     ) -> Result<Ring, SysError> {
-        apply(ring, action, installation, now.wall, &self.settings, self.random)
+        apply(ring, action, installation, facts, now.wall, &self.settings, self.random)
     }
 
     async fn write(&mut self, held: Held, next: &Ring) -> Result<Outcome, TurnError> {
@@ -240,6 +242,7 @@ impl Manager {
                     after.next_rotation.map_or_else(String::new, |at| format!(", next rotation at {at:.0}"));
                 tracing::info!(revision, generation = old, reason, "dropped generation {old}{next}");
             }
+            Action::Rekey => tracing::info!(revision, reason, "gave nodes new incarnations"),
             Action::Reset => tracing::info!(revision, reason, "emptied the ring, encryption is off"),
         }
     }

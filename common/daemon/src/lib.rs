@@ -7,5 +7,6 @@ pub mod duration;
 pub mod health;
 pub mod http;
 pub mod log;
+pub mod node_encryption;
 pub mod process;
 pub mod signal;
