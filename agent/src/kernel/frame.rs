@@ -13,15 +13,19 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 
 /// One message of a datagram.
 #[derive(Clone, Copy)]
-pub(super) struct Message<'a> {
+pub struct Message<'a> {
+    /// `nlmsg_type`.
     pub kind: u16,
+    /// `nlmsg_flags`.
     pub flags: u16,
+    /// `nlmsg_seq`.
     pub sequence: u32,
+    /// What follows the header.
     pub payload: &'a [u8],
 }
 
 /// The messages of one datagram; ends after the first malformed one.
-pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Malformed>> {
+pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Malformed>> {
     std::iter::from_fn(move || {
         if datagram.is_empty() {
             return None;

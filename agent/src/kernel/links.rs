@@ -83,13 +83,13 @@ impl LinkSocket {
     pub fn links(&mut self) -> Result<Vec<Link>, KernelError> {
         let mut links =
             self.requests.dump(Rtm::Getlink.into(), &links_request(), "reading the links", |payload| {
-                read_link(payload).map(Some)
+                parse_link(payload).map(Some)
             })?;
         let addresses = self.requests.dump(
             Rtm::Getaddr.into(),
             &addresses_request(),
             "reading the addresses",
-            read_address,
+            parse_address,
         )?;
         links.sort_by_key(|link| link.index);
         for (index, address) in addresses {
@@ -105,7 +105,7 @@ impl LinkSocket {
     /// # Errors
     /// The kernel can't be asked, or its answer can't be read.
     pub fn route_to(&mut self, destination: IpAddr) -> Result<Result<RouteTo, Refusal>, KernelError> {
-        self.requests.get(Rtm::Getroute.into(), &route_request(destination), "looking up a route", read_route)
+        self.requests.get(Rtm::Getroute.into(), &route_request(destination), "looking up a route", parse_route)
     }
 }
 
@@ -150,7 +150,10 @@ fn route_request(destination: IpAddr) -> Vec<u8> {
 }
 
 /// The payload of an `RTM_NEWLINK`; addresses are left empty.
-fn read_link(payload: &[u8]) -> Result<Link, Malformed> {
+///
+/// # Errors
+/// It is not one.
+pub fn parse_link(payload: &[u8]) -> Result<Link, Malformed> {
     let message: Ifinfomsg = decode(payload)?;
     let index = *message.ifi_index();
     let attributes = message.rtattrs().get_attr_handle();
@@ -170,7 +173,10 @@ fn read_link(payload: &[u8]) -> Result<Link, Malformed> {
 }
 
 /// The payload of an `RTM_NEWADDR`: number of the interface and own address, `None` if it is neither IPv4 nor IPv6.
-fn read_address(payload: &[u8]) -> Result<Option<(u32, IpAddr)>, Malformed> {
+///
+/// # Errors
+/// It is not one.
+pub fn parse_address(payload: &[u8]) -> Result<Option<(u32, IpAddr)>, Malformed> {
     let message: Ifaddrmsg = decode(payload)?;
     let attributes = message.rtattrs().get_attr_handle();
     // On a point-to-point link IFA_ADDRESS is the other end.
@@ -179,7 +185,10 @@ fn read_address(payload: &[u8]) -> Result<Option<(u32, IpAddr)>, Malformed> {
 }
 
 /// The payload of an `RTM_NEWROUTE`.
-fn read_route(payload: &[u8]) -> Result<RouteTo, Malformed> {
+///
+/// # Errors
+/// It is not one.
+pub fn parse_route(payload: &[u8]) -> Result<RouteTo, Malformed> {
     let message: Rtmsg = decode(payload)?;
     let attributes = message.rtattrs().get_attr_handle();
     let mtu = match attributes.get_attribute(Rta::Metrics) {

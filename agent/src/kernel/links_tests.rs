@@ -66,11 +66,11 @@ fn the_kernels_messages_read_as_what_they_say() {
         up: true,
         addresses: Vec::new(),
     };
-    assert_eq!(read_link(&tunnel()), Ok(link));
-    assert_eq!(read_address(&address_with_peer()), Ok(Some((6, v4(1)))));
+    assert_eq!(parse_link(&tunnel()), Ok(link));
+    assert_eq!(parse_address(&address_with_peer()), Ok(Some((6, v4(1)))));
     let expected =
         RouteTo { oif: 6, gateway: Some(v4(2)), prefsrc: Some(v4(1)), mtu: Some(1300), unicast: true };
-    assert_eq!(read_route(&route()), Ok(expected));
+    assert_eq!(parse_route(&route()), Ok(expected));
 }
 
 #[test]
@@ -78,20 +78,20 @@ fn what_is_absent_is_left_out() {
     let mut down = tunnel();
     down[8] = 0;
     down.truncate(44);
-    let link = read_link(&down).unwrap();
+    let link = parse_link(&down).unwrap();
     assert_eq!((link.up, link.kind, link.mtu), (false, None, 1452));
 
     let loopback = hex("0a 80 80 fe 01000000  1400 0100 00000000000000000000000000000001");
-    assert_eq!(read_address(&loopback), Ok(Some((1, Ipv6Addr::LOCALHOST.into()))));
+    assert_eq!(parse_address(&loopback), Ok(Some((1, Ipv6Addr::LOCALHOST.into()))));
     assert_eq!(
-        read_address(&hex("11 00 80 00 01000000  0600 0100 0203 0000")),
+        parse_address(&hex("11 00 80 00 01000000  0600 0100 0203 0000")),
         Ok(None),
         "neither IPv4 nor IPv6"
     );
 
     let blackhole = hex("02 20 00 00 fe 00 00 06 00000000");
     let nowhere = RouteTo { oif: 0, gateway: None, prefsrc: None, mtu: None, unicast: false };
-    assert_eq!(read_route(&blackhole), Ok(nowhere));
+    assert_eq!(parse_route(&blackhole), Ok(nowhere));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn odd_answers_are_errors() {
     let header = "0000 0100 03000000 c1000100 00000000";
     let name = "0800 0300 65746800";
     let mtu = "0800 0400 dc050000";
-    let read = |parts: &[&str]| read_link(&hex(&parts.concat())).map_err(|error| error.to_string());
+    let read = |parts: &[&str]| parse_link(&hex(&parts.concat())).map_err(|error| error.to_string());
     assert!(read(&[header, name, mtu]).is_ok());
     for (parts, says) in [
         (vec!["0000 0100 03000000"], "malformed"),
@@ -147,7 +147,7 @@ fn the_loopback_is_as_everywhere() {
 }
 
 fn read_all(bytes: &[u8]) {
-    let _ = (read_link(bytes), read_address(bytes), read_route(bytes));
+    let _ = (parse_link(bytes), parse_address(bytes), parse_route(bytes));
 }
 
 proptest! {

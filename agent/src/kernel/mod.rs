@@ -16,8 +16,8 @@ mod xfrm_socket;
 pub use decode::{StateMessage, parse_policy, parse_sa};
 pub use error::{KernelError, Malformed, OpError, OpErrorKind, Refusal};
 pub use events::{Event, Events};
-pub use frame::parse_error;
-pub use links::{Link, LinkSocket, RouteTo};
+pub use frame::{Message, messages, parse_error};
+pub use links::{Link, LinkSocket, RouteTo, parse_address, parse_link, parse_route};
 pub use stat::{XFRM_STAT, parse_xfrm_stat, xfrm_stat};
 pub use xfrm_socket::XfrmSocket;
 

@@ -13,6 +13,7 @@ pub struct Meter {
     who: UsageWho,
     begun: Instant,
     cpu: f64,
+    faults: i64,
 }
 
 /// What it took.
@@ -24,6 +25,8 @@ pub struct Measured {
     pub cpu_seconds: f64,
     /// The most memory that was ever resident.
     pub rss_mib: f64,
+    /// Pages that had to be made resident.
+    pub page_faults: i64,
 }
 
 impl Meter {
@@ -38,7 +41,8 @@ impl Meter {
     }
 
     fn of(who: UsageWho) -> Self {
-        Self { who, cpu: cpu(&usage(who)), begun: Instant::now() }
+        let usage = usage(who);
+        Self { who, cpu: cpu(&usage), faults: usage.minor_page_faults(), begun: Instant::now() }
     }
 
     /// The end.
@@ -50,6 +54,7 @@ impl Meter {
             cpu_seconds: cpu(&usage) - self.cpu,
             // The kernel counts in KiB.
             rss_mib: usage.max_rss() as f64 / 1024.0,
+            page_faults: usage.minor_page_faults() - self.faults,
         }
     }
 }
