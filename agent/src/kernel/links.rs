@@ -105,7 +105,12 @@ impl LinkSocket {
     /// # Errors
     /// The kernel can't be asked, or its answer can't be read.
     pub fn route_to(&mut self, destination: IpAddr) -> Result<Result<RouteTo, Refusal>, KernelError> {
-        self.requests.get(Rtm::Getroute.into(), &route_request(destination), "looking up a route", parse_route)
+        self.requests.get(
+            Rtm::Getroute.into(),
+            &route_request(destination),
+            "looking up a route",
+            parse_route,
+        )
     }
 }
 
