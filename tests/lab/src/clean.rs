@@ -30,6 +30,10 @@ const MANAGER_PODS: &str = "app=ucp-secureoverlay-mgr";
 /// Cleans the cluster and returns what it had to remove or to mend; empty means that it was clean.
 pub fn clean(lab: &Lab) -> Result<Vec<String>> {
     let mut found = lab.revive()?;
+    for node in lab.nodes() {
+        // An agent that a scenario stopped could not end.
+        lab.exec(&node.name, &["pkill", "-CONT", "-x", "ucp-secureoverl"])?;
+    }
     for (kind, name) in OBJECTS {
         let said =
             lab.kubectl(&["-n", "kube-system", "delete", kind, name, "--ignore-not-found", "--wait=false"])?;

@@ -95,6 +95,11 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
     Ok([manager, agent, prober].into_iter().chain(next).collect())
 }
 
+/// The manager's program, for use on this machine.
+pub fn manager() -> Result<PathBuf> {
+    Ok(build()?.join("ucp-secureoverlay-mgr"))
+}
+
 fn busybox(root: &Path) -> PathBuf {
     root.join("usr/bin/busybox")
 }

@@ -82,9 +82,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.expect("unknown_sa", bad.unknown_sa, 0);
     report.expect("not_ipip", bad.not_ipip, 0);
     report.expect("repeated_nonces", bad.repeated_nonces, 0);
-    let left = overlay.disable()?;
-    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
-    Ok(())
+    overlay.disable_and_check(report)
 }
 
 /// What must not be found.

@@ -57,9 +57,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     report.figure("sent", watched.probes.sent);
     report.figure("lost", watched.probes.lost);
     report.figure("ipip", watched.wire.ipip);
-    let left = overlay.disable()?;
-    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
-    Ok(())
+    overlay.disable_and_check(report)
 }
 
 fn ways_to_spoil(ring: &Ring) -> Vec<Junk> {

@@ -82,9 +82,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     report.figure("searched_bytes", bytes);
     report.expect("leaked", leaked as u64, 0);
     dumpable::check(lab, report)?;
-    let left = overlay.disable()?;
-    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
-    Ok(())
+    overlay.disable_and_check(report)
 }
 
 /// Adds the keys that are in the ring and in the kernels now.

@@ -5,21 +5,29 @@ pub mod cluster;
 mod decrypt;
 mod dumpable;
 mod encrypt;
+mod flush;
 mod foreign;
 mod ike;
 mod junk;
 mod leaks;
+mod limits;
+pub mod manager;
 pub mod metrics;
 mod mke_manifest;
 mod not_a_removal;
 pub mod overlay;
+mod partition;
 mod plain;
 pub mod probe;
 pub mod processes;
+pub mod reachable;
 mod reapply;
 mod reboot;
 pub mod ring;
+mod rotate;
+mod rotate_faults;
 pub mod rotate_timed;
+mod straggler;
 mod suites;
 pub mod wire;
 pub mod xfrm;
@@ -30,6 +38,12 @@ use crate::scenario::Scenario;
 pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
     encrypt::SCENARIO,
+    rotate::SCENARIO,
+    rotate_faults::SCENARIO,
+    straggler::SCENARIO,
+    flush::SCENARIO,
+    limits::SCENARIO,
+    partition::SCENARIO,
     rotate_timed::SCENARIO,
     reapply::SCENARIO,
     junk::SCENARIO,

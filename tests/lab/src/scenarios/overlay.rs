@@ -8,13 +8,15 @@ use anyhow::{Context, Result, ensure};
 use super::cluster::{kubectl_with, until};
 use super::xfrm;
 use crate::lab::Lab;
+use crate::scenario::Report;
 
 /// Where all of it lives.
 pub const NAMESPACE: &str = "kube-system";
 /// What is awaited at most where no scenario says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-const AGENTS: &str = "daemonset/ucp-secureoverlay-agent";
+/// The agents.
+pub const AGENTS: &str = "daemonset/ucp-secureoverlay-agent";
 const MANAGER: &str = "deployment/ucp-secureoverlay-mgr";
 
 /// Which manifest.
@@ -113,6 +115,16 @@ impl<'a> Overlay<'a> {
         // What is left is the caller's to judge.
         drop(until("the kernels to hold nothing of ours", PATIENCE / 6, clean));
         Ok(left)
+    }
+
+    /// Switches off; nothing may be left.
+    pub fn disable_and_check(&self, report: &mut Report) -> Result<()> {
+        let (states, policies) = self.disable()?;
+        report.check(
+            (states, policies) == (0, 0),
+            format!("after delete {states} states and {policies} policies left"),
+        );
+        Ok(())
     }
 
     /// Name and node of each agent's pod.

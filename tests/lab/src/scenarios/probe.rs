@@ -21,6 +21,7 @@ const LIMIT: u32 = 1800;
 #[derive(Debug)]
 pub struct Probe {
     pods: Vec<Pod>,
+    rate: u32,
 }
 
 impl Probe {
@@ -44,14 +45,19 @@ impl Probe {
             pods.len(),
             lab.nodes().len()
         );
-        Ok(Self { pods })
+        Ok(Self { pods, rate: RATE })
+    }
+
+    /// The same, sending so many packets a second in each direction.
+    pub fn at(&self, rate: u32) -> Self {
+        Self { pods: self.pods.clone(), rate }
     }
 
     /// The probers of all other nodes.
     pub fn without(&self, node: &str) -> Result<Self> {
         let pods: Vec<Pod> = self.pods.iter().filter(|pod| pod.name != node).cloned().collect();
         ensure!(pods.len() >= 2, "without {node} there are {} probers, and traffic takes two", pods.len());
-        Ok(Self { pods })
+        Ok(Self { pods, rate: self.rate })
     }
 
     /// Number of directions: from each node to each other.
@@ -62,7 +68,7 @@ impl Probe {
     /// Starts to send in all directions.
     pub fn start(&self) -> Result<Measurement> {
         let pods = self.pods.clone();
-        let load = Load { rate: RATE, size: 64, max_seconds: LIMIT };
+        let load = Load { rate: self.rate, size: 64, max_seconds: LIMIT };
         let session = within(move || Session::start(pods, load))??;
         Ok(Measurement { session })
     }

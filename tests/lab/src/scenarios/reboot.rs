@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::cluster::until;
 use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::ring::Ring;
-use super::{metrics, rotate_timed, wire, xfrm};
+use super::{metrics, reachable, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Profile, Report, Run, Scenario};
@@ -45,7 +44,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         let watched = wire::watch(&bystanders, "between the others", || {
             lab.reboot(&rebooted.name, false)?;
             wait_for_agent(lab, rebooted)?;
-            took = wait_reachable(lab, rebooted, others)?;
+            took = reachable::wait(lab, rebooted, others)?;
             Ok(())
         })?;
         watched.check_delivered(report);
@@ -75,9 +74,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     after.check_encrypted(report);
     report.figure("lost_afterwards", after.probes.lost);
     report.figure("ipip_afterwards", after.wire.ipip);
-    let left = overlay.disable()?;
-    report.check(left == (0, 0), format!("after delete {} states and {} policies left", left.0, left.1));
-    Ok(())
+    overlay.disable_and_check(report)
 }
 
 fn wait_for_agent(lab: &Lab, node: &Node) -> Result<()> {
@@ -89,22 +86,6 @@ fn wait_for_agent(lab: &Lab, node: &Node) -> Result<()> {
         thread::sleep(PAUSE);
     }
     Ok(())
-}
-
-/// How long it takes until the tunnel to `node` works with every other node, both ways: an echo and its answer.
-fn wait_reachable(lab: &Lab, node: &Node, others: &[Node]) -> Result<Duration> {
-    let begun = Instant::now();
-    until("the tunnels to work again", PATIENCE, || {
-        for other in others {
-            let (from, to) = (other.tunnel_ip.to_string(), node.tunnel_ip.to_string());
-            let words = ["ping", "-q", "-c", "1", "-W", "1", "-I", &from, &to];
-            if lab.exec(&other.name, &words)?.status != 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    })?;
-    Ok(begun.elapsed())
 }
 
 /// Both directions with the rebooted node have new keys, the same at both ends; all others are as they were.

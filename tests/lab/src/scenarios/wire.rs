@@ -9,6 +9,9 @@ use super::probe::Probe;
 use crate::capture::{Capture, Captured, Counts};
 use crate::scenario::Report;
 
+/// Three kernels and a control plane on two cores stop each other for so long now and then, whatever we do.
+const NOISE: Duration = Duration::from_millis(200);
+
 /// Probes, and the frames between nodes meanwhile.
 #[derive(Debug)]
 pub struct Watched {
@@ -76,9 +79,9 @@ impl Watched {
         );
     }
 
-    /// The longest silence is not far from that without the event: not `allowed` more than twice as long.
-    pub fn check_gap(&self, report: &mut Report, baseline: &Summary, allowed: Duration) {
-        let limit = 2 * baseline.longest_gap_ms + allowed.as_millis() as u64;
+    /// The longest silence is not far from that without the event.
+    pub fn check_gap(&self, report: &mut Report, baseline: &Summary) {
+        let limit = baseline.longest_gap_ms * 3 / 2 + NOISE.as_millis() as u64;
         let (when, gap) = (&self.when, self.probes.longest_gap_ms);
         report.check(gap <= limit, format!("{when}: longest gap {gap} ms, at most {limit} ms allowed"));
     }

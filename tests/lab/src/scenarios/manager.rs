@@ -1,0 +1,38 @@
+//! What an operator asks of the manager, and what it tells: requests, Events, `kubectl get nodeencryptions`.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::overlay::NAMESPACE;
+use crate::lab::Lab;
+use crate::product;
+use crate::run::output;
+
+/// `ucp-secureoverlay-mgr rotate …` with the administrator's kubeconfig, as from a workstation.
+pub fn rotate(lab: &Lab, flags: &[&str]) -> Result<String> {
+    let program = product::manager()?;
+    let program = program.to_str().context("the build directory's path is not text")?;
+    output(lab.inside_command(program).arg("rotate").args(flags))
+}
+
+/// A field of the node's NodeEncryption status; `None` while there is no object or no such field.
+pub fn status(lab: &Lab, node: &str, field: &str) -> Result<Option<Value>> {
+    let list = lab.kubectl_json(&["get", "nodeencryptions"])?;
+    let items = list["items"].as_array().into_iter().flatten();
+    let found =
+        items.filter(|item| item["metadata"]["name"] == node).map(|item| item["status"][field].clone());
+    Ok(found.filter(|value| !value.is_null()).next_back())
+}
+
+/// What `kubectl get nodeencryptions` shows.
+pub fn table(lab: &Lab) -> Result<String> {
+    lab.kubectl(&["get", "nodeencryptions"])
+}
+
+/// Messages of the Events of this reason on the Secret, both of this and of earlier rotations.
+pub fn events(lab: &Lab, reason: &str) -> Result<Vec<String>> {
+    let list =
+        lab.kubectl_json(&["-n", NAMESPACE, "get", "events", &format!("--field-selector=reason={reason}")])?;
+    let items = list["items"].as_array().into_iter().flatten();
+    Ok(items.filter_map(|event| event["message"].as_str().map(str::to_owned)).collect())
+}

@@ -1,0 +1,89 @@
+//! A node cut off from the API server, but not from the network: it keeps its traffic until the limit, and is left
+//! behind then; afterwards it catches up.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::cluster::until;
+use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::ring::Ring;
+use super::{manager, rotate_timed, wire};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "partition",
+    about: "a node that can't reach the API keeps its traffic until the limit",
+    estimate: "3 min",
+    run: Run::Cluster(run),
+};
+
+/// How long a rotation waits for a node that is not ready. The node counts as ready for 40 s after it was cut off.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    overlay.configure_manager(&[&format!("SECUREOVERLAY_UNREACHABLE_LIMIT={}s", LIMIT.as_secs())])?;
+    let before = rotate_timed::steady(lab)?;
+    // Not the manager's node: that one is cut off from nothing.
+    let (_, home) = overlay.managers()?.pop().context("there is no manager")?;
+    let cut = lab.nodes().iter().find(|node| node.name != home).context("a lab with one node")?;
+    let bystanders = probe.without(&cut.name)?;
+
+    note(format!("{} is cut off from the API server, and the keys are to rotate", cut.name));
+    let begun = Instant::now();
+    cut_off(lab, &cut.ip.to_string())?;
+    let awaited = wire::watch(&probe, "while a node is cut off", || {
+        manager::rotate(lab, &[])?;
+        std::thread::sleep(LIMIT.saturating_sub(begun.elapsed() + Duration::from_secs(10)));
+        Ok(())
+    });
+    let left_behind = awaited.and_then(|awaited| {
+        let waiting = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
+        let rotated = wire::watch(&bystanders, "between the others, when it is left behind", || {
+            until("the rotation to go on without it", 2 * LIMIT, || {
+                Ok(Ring::read(lab)?.is_some_and(|ring| {
+                    ring.is_steady() && ring.generation("active") > Some(before.generation())
+                }))
+            })
+        })?;
+        Ok((awaited, waiting, rotated))
+    });
+    let waited = begun.elapsed();
+    note("it can reach the API server again");
+    lab.in_network(&["nft", "delete", "table", "inet", TABLE])?;
+    let (awaited, waiting, rotated) = left_behind?;
+    report.check(waiting, format!("{} is awaited as long as it may still come back", cut.name));
+    report.check(waited >= LIMIT, format!("it was left behind after {waited:?}, not before {LIMIT:?}"));
+    for watched in [&awaited, &rotated] {
+        watched.check_delivered(report);
+        watched.check_encrypted(report);
+    }
+    rotate_timed::wait_steady(lab)?;
+    until("all nodes to be ready", PATIENCE, || lab.wait_ready(Duration::from_secs(5)).map(|()| true))?;
+    note("it has caught up: all directions");
+    let after = wire::watch_for(&probe, "after it came back", Duration::from_secs(10))?;
+    after.check_delivered(report);
+    after.check_encrypted(report);
+    report.figure("limit_s", LIMIT.as_secs());
+    report.figure("left_behind_after_s", waited.as_secs());
+    report.figure("sent", awaited.probes.sent + rotated.probes.sent + after.probes.sent);
+    report.figure("lost", awaited.probes.lost + rotated.probes.lost + after.probes.lost);
+    overlay.disable_and_check(report)
+}
+
+const TABLE: &str = "partition";
+
+/// Drops what the node sends to the API server.
+fn cut_off(lab: &Lab, ip: &str) -> Result<()> {
+    let rules = format!(
+        "table inet {TABLE} {{ chain input {{ type filter hook input priority -10; \
+         ip saddr {ip} tcp dport 6443 drop; }} }}"
+    );
+    lab.in_network(&["nft", &rules]).map(drop)
+}

@@ -1,0 +1,75 @@
+//! Keys change under traffic, one rotation after the other, each as soon as every node has said that it is ready.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::manager;
+use super::overlay::{Manifest, Overlay};
+use super::probe::Probe;
+use super::{rotate_timed, wire};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+/// Packets a second in each direction.
+const RATES: [u32; 2] = [200, 1000];
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "rotate",
+    about: "keys rotate under traffic as soon as every node has acknowledged",
+    estimate: "2 min",
+    run: Run::Cluster(run),
+};
+
+fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    rotate_timed::wait_steady(lab)?;
+    // Rotations at each rate.
+    let (rotations, calm) = match profile {
+        Profile::Short => ([3, 2], Duration::from_secs(10)),
+        Profile::Full => ([20, 20], Duration::from_secs(60)),
+    };
+    let (mut sent, mut lost, mut duplicated, mut done) = (0, 0, 0, 0_u32);
+    let (mut gaps, mut baselines, mut took) = (Vec::new(), Vec::new(), Duration::ZERO);
+    for (rate, count) in RATES.into_iter().zip(rotations) {
+        let probe = probe.at(rate);
+        note(format!("{rate} packets a second in each direction, without a rotation"));
+        let baseline = probe.run_for(calm)?;
+        report.check(
+            baseline.invalid.is_empty() && baseline.lost == 0,
+            format!("baseline: {:?}, {} lost", baseline.invalid, baseline.lost),
+        );
+        note(format!("{count} rotations"));
+        let rotated = wire::watch(&probe, &format!("rotating at {rate} a second"), || {
+            let begun = Instant::now();
+            for _ in 0..count {
+                let before = rotate_timed::steady(lab)?;
+                manager::rotate(lab, &["--wait"])?;
+                rotate_timed::wait_rotated(lab, &before)?;
+                done += 1;
+            }
+            took += begun.elapsed();
+            Ok(())
+        })?;
+        rotated.check_delivered(report);
+        rotated.check_encrypted(report);
+        rotated.check_gap(report, &baseline);
+        sent += rotated.probes.sent;
+        lost += rotated.probes.lost;
+        duplicated += rotated.probes.duplicated;
+        gaps.push(rotated.probes.longest_gap_ms);
+        baselines.push(baseline.longest_gap_ms);
+    }
+    report.figure("rotations", done);
+    report.figure("sent", sent);
+    report.expect("lost", lost, 0);
+    report.expect("duplicated", duplicated, 0);
+    report.figure("rates", RATES);
+    report.figure("max_gap_ms", gaps);
+    report.figure("baseline_gap_ms", baselines);
+    report.figure("seconds_per_rotation", (took.as_secs_f64() / f64::from(done) * 10.0).round() / 10.0);
+    overlay.disable_and_check(report)
+}

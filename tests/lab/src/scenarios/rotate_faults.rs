@@ -1,0 +1,96 @@
+//! Keys rotate while processes are killed, the API server is away and a kubelet stands still.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::cluster::until;
+use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::processes::{AGENT, MANAGER, pids, signal_everywhere};
+use super::ring::Ring;
+use super::{manager, rotate_timed, wire};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "rotate-faults",
+    about: "rotations survive killed agents and managers, and an API server and a kubelet that are away",
+    estimate: "3 min",
+    run: Run::Cluster(run),
+};
+
+/// What happens after a rotation was asked for; `away` is how long something is away.
+type Fault = fn(&Lab, Duration) -> Result<()>;
+
+const FAULTS: [(&str, Fault); 5] = [
+    ("all agents are killed", |lab, _| kill(lab, AGENT)),
+    ("the manager is killed when it has staged", |lab, _| {
+        wait_for_role(lab, "staged")?;
+        kill(lab, MANAGER)
+    }),
+    ("the manager is killed when it has activated", |lab, _| {
+        wait_for_role(lab, "retiring")?;
+        kill(lab, MANAGER)
+    }),
+    ("the API server is away", |lab, away| {
+        lab.stop_api()?;
+        thread::sleep(away);
+        lab.start_api()
+    }),
+    ("a kubelet is away, and its agent is killed when it is back", |lab, away| {
+        let node = &lab.nodes().first().context("a lab without nodes")?.name;
+        lab.stop_kubelet(node)?;
+        thread::sleep(away);
+        lab.start_kubelet(node)?;
+        for pid in pids(lab, node, AGENT)? {
+            lab.exec_ok(node, &["kill", "-KILL", &pid])?;
+        }
+        Ok(())
+    }),
+];
+
+fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    rotate_timed::wait_steady(lab)?;
+    let away = Duration::from_secs(if profile == Profile::Full { 60 } else { 15 });
+    let (mut rotations, mut sent, mut lost, mut duplicated) = (0, 0, 0, 0);
+    for (what, fault) in FAULTS {
+        note(what);
+        let before = rotate_timed::steady(lab)?;
+        let watched = wire::watch(&probe, what, || {
+            manager::rotate(lab, &[])?;
+            fault(lab, away)?;
+            // Never stuck; a program that was killed several times is started anew after a pause.
+            rotate_timed::wait_rotated(lab, &before)?;
+            overlay.wait_rolled_out()
+        })?;
+        watched.check_delivered(report);
+        watched.check_encrypted(report);
+        rotations += 1;
+        sent += watched.probes.sent;
+        lost += watched.probes.lost;
+        duplicated += watched.probes.duplicated;
+    }
+    report.figure("rotations", rotations);
+    report.figure("sent", sent);
+    report.figure("lost", lost);
+    report.figure("duplicated", duplicated);
+    overlay.disable_and_check(report)
+}
+
+fn kill(lab: &Lab, program: &str) -> Result<()> {
+    let killed = signal_everywhere(lab, program, "-KILL")?;
+    anyhow::ensure!(killed > 0, "no {program} was there to be killed");
+    Ok(())
+}
+
+fn wait_for_role(lab: &Lab, role: &str) -> Result<()> {
+    until(&format!("a generation to be {role}"), PATIENCE, || {
+        Ok(Ring::read(lab)?.is_some_and(|ring| ring.generation(role).is_some()))
+    })
+}

@@ -1,0 +1,70 @@
+//! An agent that does not move: the rotation waits for it, names it, and loses nothing.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::cluster::until;
+use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::probe::Probe;
+use super::processes::AGENT;
+use super::ring::Ring;
+use super::{manager, rotate_timed, wire};
+use crate::lab::Lab;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "straggler",
+    about: "a rotation waits for an agent that does not move, and names it",
+    estimate: "90 s",
+    run: Run::Cluster(run),
+};
+
+fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    overlay.enable()?;
+    let before = rotate_timed::steady(lab)?;
+    let node = &lab.nodes().last().context("a lab without nodes")?.name;
+    let stopped_for = Duration::from_secs(if profile == Profile::Full { 180 } else { 30 });
+    let (mut named, mut event, mut waited) = (None, None, false);
+    let watched = wire::watch(&probe, "while an agent is stopped", || {
+        let begun = Instant::now();
+        note(format!("the agent of {node} is stopped, and the keys are to rotate"));
+        lab.signal(node, "STOP", AGENT)?;
+        manager::rotate(lab, &[])?;
+        while begun.elapsed() < stopped_for {
+            // In the long profile the kubelet starts an agent that does not answer anew: that one is stopped too.
+            lab.exec(node, &["pkill", "-STOP", "-x", &AGENT[..15]])?;
+            if let Some(awaited) = manager::status(lab, node, "awaited")? {
+                named = Some(awaited);
+            }
+            let told = manager::events(lab, "RotationWaiting")?;
+            if let Some(told) = told.into_iter().find(|message| message.contains(node)) {
+                event = Some(told);
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+        note(format!("kubectl get nodeencryptions:\n{}", manager::table(lab)?));
+        waited = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
+        note("it goes on");
+        lab.signal(node, "CONT", AGENT)?;
+        rotate_timed::wait_rotated(lab, &before)?;
+        until("nobody to be awaited any more", PATIENCE, || {
+            Ok(manager::status(lab, node, "awaited")?.is_none())
+        })
+    })?;
+    report.check(waited, "the rotation waited all the time");
+    report.check(named.is_some(), format!("kubectl get nodeencryptions says that {node} is awaited"));
+    report.check(event.is_some(), format!("an Event names {node}"));
+    watched.check_delivered(report);
+    watched.check_encrypted(report);
+    report.figure("stopped_s", stopped_for.as_secs());
+    report.figure("sent", watched.probes.sent);
+    report.figure("lost", watched.probes.lost);
+    report.figure("awaited", named);
+    report.figure("event", event);
+    overlay.disable_and_check(report)
+}
