@@ -18,10 +18,9 @@ pub fn rotate(lab: &Lab, flags: &[&str]) -> Result<String> {
 /// A field of the node's NodeEncryption status; `None` while there is no object or no such field.
 pub fn status(lab: &Lab, node: &str, field: &str) -> Result<Option<Value>> {
     let list = lab.kubectl_json(&["get", "nodeencryptions"])?;
-    let items = list["items"].as_array().into_iter().flatten();
-    let found =
-        items.filter(|item| item["metadata"]["name"] == node).map(|item| item["status"][field].clone());
-    Ok(found.filter(|value| !value.is_null()).next_back())
+    let mut items = list["items"].as_array().into_iter().flatten();
+    let found = items.find(|item| item["metadata"]["name"] == node);
+    Ok(found.map(|item| item["status"][field].clone()).filter(|value| !value.is_null()))
 }
 
 /// What `kubectl get nodeencryptions` shows.
