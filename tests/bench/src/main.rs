@@ -40,7 +40,7 @@ enum Cmd {
         /// Numbers of peers.
         #[arg(long, value_delimiter = ',', default_value = "100,1000,5000")]
         peers: Vec<u16>,
-        /// How often each is measured; `ip -batch` every twelfth time.
+        /// How often each is measured; `ip -batch` every fourth time.
         #[arg(long, default_value_t = 3)]
         rounds: u32,
     },
@@ -52,6 +52,9 @@ enum Cmd {
         peers: u16,
     },
 }
+
+/// After the first, how often one process programs everything; the quickest counts.
+const LOADS: usize = 8;
 
 /// How the kernel is programmed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,7 +85,7 @@ fn all(peers: &[u16], rounds: u32) -> anyhow::Result<()> {
     for peers in peers {
         for round in 0..rounds {
             for way in [Way::Limit, Way::Ours, Way::Ip] {
-                if way != Way::Ip || round % 12 == 0 {
+                if way != Way::Ip || round % 4 == 0 {
                     print!("{}", apart(way, *peers)?);
                 }
             }
@@ -113,9 +116,17 @@ fn one(way: Way, peers: u16) -> anyhow::Result<Value> {
         Way::Ours => ours::measure(&cluster)?,
         Way::Limit => {
             let batches = limit::batches(&plan);
-            let meter = Meter::start();
-            limit::send(&batches)?;
-            json!({"way": "limit", "load": meter.stop()})
+            let load = || {
+                let meter = Meter::start();
+                limit::send(&batches)?;
+                anyhow::Ok(meter.stop())
+            };
+            let mut least = load()?;
+            for _ in 0..LOADS {
+                remove()?;
+                least = least.least(load()?);
+            }
+            json!({"way": "limit", "load": least})
         }
         Way::Ip => {
             let script = ip::script(&plan)?;

@@ -26,7 +26,7 @@ const IP_BATCH_RATIO: f64 = 15.0;
 fn run(report: &mut Report, profile: Profile) -> Result<()> {
     let bench = product::bench()?;
     // Other work on this machine only ever adds time: of many short runs the shortest tells most.
-    let rounds = if profile == Profile::Full { "30" } else { "12" };
+    let rounds = if profile == Profile::Full { "24" } else { "4" };
     let output = Command::new(env::current_exe().context("finding this program")?)
         .args(["kernel", "--mem", "2G", "--"])
         .arg(bench)
