@@ -109,7 +109,7 @@ impl Answer {
 }
 
 /// The first few names, and how many more there are.
-struct Names<'n>(&'n BTreeSet<String>);
+pub struct Names<'n>(pub &'n BTreeSet<String>);
 
 impl fmt::Display for Names<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
