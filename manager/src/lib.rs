@@ -13,4 +13,5 @@ pub mod source;
 pub mod store;
 pub mod telling;
 pub mod turn;
+pub mod view;
 pub mod waiting;

@@ -25,7 +25,8 @@ use crate::{
     metrics::Metrics,
     notices,
     source::Acknowledgements,
-    turn::{Manager, Now, Options, Outcome},
+    turn::{Manager, Now, Options, Outcome, TurnError},
+    view::ViewError,
 };
 
 /// How the API server knows us.
@@ -111,6 +112,11 @@ impl Turns {
                     self.rest(wake_in.min(self.poll)).await;
                 }
                 Ok(Ok(Outcome::Conflict)) => sleep(next(&mut pauses)).await,
+                // The watches have just begun; they tell.
+                Ok(Err(TurnError::View(ViewError::Unknown { what, error: None }))) => {
+                    state.starting(what);
+                    self.rest(self.poll).await;
+                }
                 Ok(Err(error)) => {
                     self.metrics.failed_turns.inc();
                     state.bad(error.to_string());
@@ -164,6 +170,10 @@ impl Reporter {
             None => tracing::info!(reason, "waiting"),
             Some(Err(_)) => tracing::info!(reason, "all is well again"),
         }
+    }
+
+    fn starting(&self, what: &str) {
+        self.guard.not_ready(format!("waiting for the first list of {what}"));
     }
 
     fn bad(&mut self, text: String) {

@@ -21,7 +21,7 @@ use secureoverlay_common::{
 use secureoverlay_daemon::duration::Human;
 
 use crate::{
-    cluster::{self, Cluster, Trust, View, ViewError},
+    cluster::Cluster,
     installation::{InstallationError, Observer},
     metrics::{Metrics, WriteResult},
     notices::Outbox,
@@ -29,6 +29,7 @@ use crate::{
     source::{AccessError, Acknowledgements, Chooser},
     store::{Held, Requests, Store, StoreError, Written},
     telling::{Act, Teller},
+    view::{self, Trust, View, ViewError},
 };
 
 /// Fills a buffer with random bytes fit for keys.
@@ -195,7 +196,7 @@ impl Manager {
         let mut decision = self.decide(ring.as_ref(), installation, &look);
         if by_word && needs_proof(decision.action) {
             // What the watches have brought may be old: nodes may have come, and taken back what they said.
-            let fresh = cluster::list(&self.client).await?;
+            let fresh = view::list(&self.client).await?;
             look = self.look(ring.as_ref(), Some(fresh), requests, clock());
             decision = self.decide(ring.as_ref(), installation, &look);
         }

@@ -22,9 +22,10 @@ use secureoverlay_common::{
     uid::Uid,
 };
 use secureoverlay_manager::{
-    cluster::{self, Cluster, DISTRUST},
+    cluster::{self, Cluster},
     notices::{self, Notice, Reason},
     turn::{Outcome, TurnError},
+    view::{self, DISTRUST},
 };
 use serde_json::{Value, json};
 
@@ -218,7 +219,7 @@ async fn long_lists_are_read_to_the_end() {
         object["metadata"]["name"] = json!(format!("many-{number}"));
         case.fake().state().nodes.insert(format!("many-{number}"), object);
     }
-    let view = cluster::list(&case.fake().client()).await.unwrap();
+    let view = view::list(&case.fake().client()).await.unwrap();
     assert_eq!((view.nodes.len(), view.said.len()), (1_203, 0));
     assert_eq!(case.fake().calls().len(), 4, "three pages of Nodes, one of NodeEncryptions");
 }

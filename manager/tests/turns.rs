@@ -14,10 +14,13 @@ use fake::{
 };
 use jiff::Timestamp;
 use rand::rngs::SysError;
-use secureoverlay_common::ring::{Enforcement, Ring, Role};
+use secureoverlay_common::{
+    names::ROTATE,
+    ring::{Enforcement, Ring, Role},
+};
 use secureoverlay_manager::{
     cluster::Cluster,
-    notices,
+    notices::{self, Notice},
     store::StoreError,
     turn::{Now, Options, Outcome, TurnError},
 };
@@ -48,6 +51,25 @@ async fn the_first_key_and_one_rotation() {
     let secret = fake.state().secret.clone().unwrap();
     assert_eq!(secret["metadata"]["labels"], json!({"team": "network"}));
     assert_eq!(secret["metadata"]["annotations"], json!({"note": "ours"}));
+}
+
+#[tokio::test]
+async fn a_request_is_heard_where_time_decides_too() {
+    let fake = Fake::new();
+    let mut bench = Bench::steady(&fake).await;
+    fake.state().secret.as_mut().unwrap()["metadata"]["annotations"][ROTATE] = json!("now");
+    assert_eq!(bench.settle().await, [(1, Role::Active), (2, Role::Staged)]);
+    assert_eq!(fake.writes(), 1);
+    let secret = fake.state().secret.clone().unwrap();
+    assert_eq!(secret["metadata"]["annotations"], json!({"note": "ours"}));
+    bench.advance(DELAY);
+    assert_eq!(bench.settle().await, [(1, Role::Retiring), (2, Role::Active)]);
+    let words: Vec<_> = bench.told();
+    assert!(
+        words.iter().all(|notice| matches!(notice, Notice::Event { .. })),
+        "nobody can be awaited: {words:?}"
+    );
+    assert!(!fake.calls().iter().any(|call| call.contains("nodes")), "there is no right to look");
 }
 
 #[tokio::test]

@@ -14,8 +14,8 @@ use secureoverlay_daemon::{
     node_encryption::{NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus},
 };
 use secureoverlay_manager::{
-    cluster::list,
     notices::{self, Notice, Reason},
+    view,
 };
 use serde_json::json;
 
@@ -177,7 +177,7 @@ async fn an_acknowledgement_is_written_by_agents_and_read_by_the_manager() {
 
     let client = cluster.as_account(MANAGER);
     let manager = Api::<NodeEncryption>::all(client.clone());
-    assert_eq!(list(&client).await.unwrap().said["a"].newest, 7);
+    assert_eq!(view::list(&client).await.unwrap().said["a"].newest, 7);
     assert!(forbidden(manager.create(&PostParams::default(), &object).await.unwrap_err()));
     assert!(forbidden(manager.patch("a", &params, &Patch::Merge(json!({"spec": {}}))).await.unwrap_err()));
 

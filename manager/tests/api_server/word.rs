@@ -3,7 +3,6 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Node;
@@ -18,7 +17,6 @@ use secureoverlay_common::{
 };
 use secureoverlay_daemon::node_encryption::{NodeEncryption, NodeEncryptionSpec};
 use serde_json::json;
-use tokio::time::sleep;
 
 use crate::{
     cluster::{AGENT, Cluster, MANAGER, Manifest, until},
@@ -113,7 +111,7 @@ async fn a_rotation_on_request_waits_for_the_nodes_word() {
     let kubeconfig = cluster.account_kubeconfig(MANAGER).await;
     let program = Program::with(&kubeconfig, &["--acknowledgements", "required"]).await;
     let first = holds(&cluster, &[(1, Staged)]).await;
-    sleep(Duration::from_secs(1)).await;
+    until("the node is awaited", async || (program.metric("awaited_nodes") == 1).then_some(())).await;
     assert_eq!(cluster.ring().await, Some(first.clone()), "nobody has spoken");
     guest.speak(&first).await;
     guest.speak(&holds(&cluster, &[(1, Active)]).await).await;
