@@ -4,12 +4,12 @@
 //! a workstation. Nothing is rotated here: the request is an annotation, and the manager answers it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use kube::{Api, Client, api::ListParams};
+use kube::Client;
 use secureoverlay_common::{
     ring::{Ring, RingError, Role},
     rotation::Names,
@@ -22,11 +22,14 @@ use crate::{
     encryptions::WatchedEncryption,
     run::USER_AGENT,
     store::{Requests, Store, Written},
+    view::{ENCRYPTIONS, pages},
 };
 
 /// Somebody else keeps writing.
 const ATTEMPTS: usize = 20;
 const LOOK: Duration = Duration::from_secs(1);
+/// The nodes are many, and not awaited before 15 s.
+const LOOKS: u32 = 5;
 /// A manager that is alive has taken a request up by then.
 const TAKEN_UP: Duration = Duration::from_secs(30);
 
@@ -44,18 +47,22 @@ pub struct Args {
 
 /// What is asked for, and how one knows that it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Goal {
+pub struct Goal {
     requests: Requests,
     /// The generation that is to be replaced; `None` where the end of the rotation under way is all.
     replace: Option<Option<Uid>>,
 }
 
-/// Where a rotation is.
+/// Where a rotation is, with the number of the new generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub enum Phase {
+    /// Nothing has happened yet.
     Asked,
+    /// Every node gets it.
     Staged(u64),
+    /// It is in use, and the old one is still received.
     Draining(u64),
+    /// It is the only one.
     Done(u64),
 }
 
@@ -65,7 +72,7 @@ enum Phase {
 /// Where the request can't be made, or what became of it can't be seen.
 pub async fn rotate(args: &Args) -> anyhow::Result<()> {
     let client = client::connect(USER_AGENT).await?;
-    let goal = request(&Store::new(client.clone()), args.force).await?;
+    let goal = ask(&Store::new(client.clone()), args.force).await?;
     match (goal.replace, goal.requests.press_on) {
         (None, _) => println!("a rotation is under way and goes on without the nodes that it waits for"),
         (Some(_), false) => println!("asked for a rotation"),
@@ -74,7 +81,11 @@ pub async fn rotate(args: &Args) -> anyhow::Result<()> {
     if args.wait { follow(&client, goal).await } else { Ok(()) }
 }
 
-async fn request(store: &Store, force: bool) -> anyhow::Result<Goal> {
+/// Writes the request beside the ring.
+///
+/// # Errors
+/// Where the Secret can't be read or written, or holds no ring.
+pub async fn ask(store: &Store, force: bool) -> anyhow::Result<Goal> {
     for _ in 0..ATTEMPTS {
         let (ring, held) = store.read().await?;
         let goal = Goal::new(readable(ring)?.as_ref(), force);
@@ -97,6 +108,7 @@ fn readable(ring: Result<Ring, RingError>) -> anyhow::Result<Option<Ring>> {
 async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
     let (store, start) = (Store::new(client.clone()), Instant::now());
     let (mut said, mut awaited, mut hinted) = (None, String::new(), false);
+    let mut looks = 0_u32;
     loop {
         let (ring, held) = store.read().await?;
         let phase = goal.phase(readable(ring)?.as_ref(), held.requests);
@@ -116,25 +128,25 @@ async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
             eprintln!("the manager has not taken it up yet: is ucp-secureoverlay-mgr running, and ready?");
             hinted = true;
         }
-        let now_awaited = who(client).await;
-        if now_awaited != awaited && !now_awaited.is_empty() {
-            println!("{now_awaited}");
+        if looks.is_multiple_of(LOOKS) {
+            let now_awaited = who(client).await;
+            if now_awaited != awaited && !now_awaited.is_empty() {
+                println!("{now_awaited}");
+            }
+            awaited = now_awaited;
         }
-        awaited = now_awaited;
+        looks = looks.wrapping_add(1);
         sleep(LOOK).await;
     }
 }
 
 /// Whom the manager waits for, as far as we may see that.
 async fn who(client: &Client) -> String {
-    let params = ListParams::default().limit(500);
-    let Ok(list) = Api::<WatchedEncryption>::all(client.clone()).list(&params).await else {
-        return String::new();
-    };
-    let mut nodes = BTreeMap::<String, _>::new();
-    for (node, said) in list.items.into_iter().map(WatchedEncryption::into_parts) {
+    let Ok(list) = pages::<WatchedEncryption>(client, ENCRYPTIONS).await else { return String::new() };
+    let mut nodes = BTreeMap::<String, BTreeSet<String>>::new();
+    for (node, said) in list.into_iter().map(WatchedEncryption::into_parts) {
         if let Some(what) = said.awaited {
-            nodes.entry(what).or_insert_with(std::collections::BTreeSet::new).insert(node);
+            nodes.entry(what).or_default().insert(node);
         }
     }
     let lines: Vec<String> =
@@ -151,7 +163,9 @@ impl Goal {
         Self { requests: Requests { rotate: true, press_on: force }, replace: Some(active) }
     }
 
-    fn phase(&self, ring: Option<&Ring>, pending: Requests) -> Phase {
+    /// Where the rotation is, by the ring and the requests in the Secret.
+    #[must_use]
+    pub fn phase(&self, ring: Option<&Ring>, pending: Requests) -> Phase {
         let with_role = |role| ring.and_then(|ring| ring.with_role(role)).map(|generation| generation.id);
         match (with_role(Role::Retiring), ring.and_then(Ring::active), with_role(Role::Staged)) {
             (Some(_), Some(active), _) => Phase::Draining(active.id),

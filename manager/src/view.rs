@@ -80,7 +80,8 @@ pub async fn list(client: &Client) -> Result<View, ViewError> {
     })
 }
 
-async fn pages<K>(client: &Client, what: &'static str) -> Result<Vec<K>, ViewError>
+/// All objects of a kind, a page at a time.
+pub(crate) async fn pages<K>(client: &Client, what: &'static str) -> Result<Vec<K>, ViewError>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
 {

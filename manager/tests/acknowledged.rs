@@ -24,6 +24,8 @@ use secureoverlay_common::{
 use secureoverlay_manager::{
     cluster::{self, Cluster},
     notices::{self, Notice, Reason},
+    rotate::{Phase, ask},
+    store::Store,
     turn::{Outcome, TurnError},
     view::{self, DISTRUST},
 };
@@ -265,6 +267,42 @@ async fn a_request_is_answered_by_the_write_that_stages() {
     case.bench.advance(DRAIN);
     assert_eq!(case.settle().await, [(2, Active), (3, Staged)]);
     assert_eq!(case.annotation(ROTATE), None);
+}
+
+#[tokio::test]
+async fn the_command_asks_beside_whatever_else_is_written() {
+    let mut case = Case::steady(2).await;
+    let (fake, store) = (case.fake().clone(), Store::new(case.fake().client()));
+    let before = fake.ring();
+    fake.state().interfere = true;
+    let goal = ask(&store, false).await.unwrap();
+    assert_eq!(fake.writes(), 2, "the first one ran into another's");
+    assert_eq!((fake.ring(), case.annotation("note").as_deref()), (before, Some("ours")));
+    let phase = async || {
+        let (ring, held) = store.read().await.unwrap();
+        goal.phase(ring.ok().as_ref(), held.requests)
+    };
+    assert_eq!(phase().await, Phase::Asked);
+    case.settle().await;
+    assert_eq!(phase().await, Phase::Staged(2));
+    case.speak_of([1]);
+    case.settle().await;
+    ask(&store, true).await.unwrap();
+    assert_eq!((case.annotation(PRESS_ON).as_deref(), case.annotation(ROTATE)), (Some("true"), None));
+    case.bench.advance(Duration::from_secs(30));
+    case.settle().await;
+    assert_eq!(phase().await, Phase::Draining(2));
+    case.speak();
+    case.settle().await;
+    case.bench.advance(DRAIN);
+    case.settle().await;
+    assert_eq!(phase().await, Phase::Done(2));
+    // What is no ring is not touched.
+    fake.set(b"junk: true");
+    fake.writes();
+    let error = format!("{:#}", ask(&store, false).await.unwrap_err());
+    assert!(error.contains("mended") && error.contains("not a YAML document"), "{error}");
+    assert_eq!(fake.writes(), 0);
 }
 
 #[tokio::test]
