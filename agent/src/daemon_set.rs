@@ -13,6 +13,7 @@ use kube::{
     },
 };
 use secureoverlay_common::names::{DAEMON_SET, NAMESPACE};
+use secureoverlay_daemon::watched_node::WatchedNode;
 use serde::Deserialize;
 use tokio::{
     sync::mpsc::Sender,
@@ -21,7 +22,6 @@ use tokio::{
 
 use crate::{
     agent::Event,
-    nodes::WatchedNode,
     removal::{Access, Refusals, Sighting, Verdict},
     rights::{self, Object, Patience},
     watching::Watching,

@@ -1,40 +1,21 @@
 //! The watch of the Nodes.
 
 use futures::StreamExt;
-use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
-    Api, Client, Resource,
+    Api, Client,
     runtime::{
         WatchStreamExt,
         watcher::{Config, Event as Watched, watcher},
     },
 };
-use secureoverlay_common::node::{NodeFacts, SlimMetadata, SlimNode, SlimStatus};
-use serde::Deserialize;
+use secureoverlay_common::node::NodeFacts;
+use secureoverlay_daemon::watched_node::WatchedNode;
 use tokio::sync::mpsc::Sender;
 
 use crate::{agent::Event, watching::Watching};
 
 /// Nodes in one answer. Full Nodes take more than 10 kB each, in the answer if not in memory afterwards.
 const PAGE: u32 = 50;
-
-/// A Node as the client for the API wants it.
-#[derive(Clone, Debug, Deserialize, Resource)]
-#[resource(inherit = Node)]
-pub struct WatchedNode {
-    metadata: ObjectMeta,
-    #[serde(default)]
-    status: SlimStatus,
-}
-
-impl From<WatchedNode> for NodeFacts {
-    fn from(node: WatchedNode) -> Self {
-        let ObjectMeta { name, uid, creation_timestamp, labels, annotations, .. } = node.metadata;
-        let creation_timestamp = creation_timestamp.map(|time| time.0);
-        let metadata = SlimMetadata { name, uid, creation_timestamp, labels, annotations };
-        Self::from(&SlimNode { metadata, status: node.status })
-    }
-}
 
 /// Tells all Nodes, then every change, for as long as somebody listens.
 pub async fn follow(client: Client, events: Sender<Event>, mut watching: Watching) {

@@ -70,6 +70,34 @@ pub struct Sight<'s> {
     pub pressed: bool,
 }
 
+/// How many nodes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Those that take part.
+    pub expected: usize,
+    /// Those of them that have said something, as what they are now.
+    pub heard: usize,
+}
+
+impl<'s> Sight<'s> {
+    /// Counts the nodes.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        self.expected().fold(Census::default(), |census, expected| Census {
+            expected: census.expected + 1,
+            heard: census.heard + usize::from(expected.said.is_some()),
+        })
+    }
+
+    fn expected(&self) -> impl Iterator<Item = Expected<'s>> {
+        let Self { ring, nodes, said, .. } = *self;
+        nodes.iter().filter(|node| !node.excluded).map(move |node| Expected {
+            node,
+            said: said.get(&node.name).filter(|said| counts(said, node, ring)),
+        })
+    }
+}
+
 /// Remembers since when this process has waited for what.
 #[derive(Debug)]
 pub struct Acknowledged {
@@ -92,11 +120,7 @@ impl Acknowledged {
     pub fn observe(&mut self, sight: Sight<'_>, now: Instant) -> Facts {
         let Sight { ring, nodes, said, .. } = sight;
         self.since.observe(ring, now);
-        let expected: Vec<Expected<'_>> = nodes
-            .iter()
-            .filter(|node| !node.excluded)
-            .map(|node| Expected { node, said: said.get(&node.name).filter(|said| counts(said, node, ring)) })
-            .collect();
+        let expected: Vec<Expected<'_>> = sight.expected().collect();
         let with_role = |role| ring.and_then(|ring| ring.with_role(role));
         let all_receive = with_role(Role::Staged).map_or(Answer::Yes, |staged| {
             self.all(&expected, sight.pressed, staged, now, |said| {
@@ -354,6 +378,9 @@ mod tests {
             let mut case = Case::new(&STAGED);
             change(case.second(), other);
             assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+            let sight =
+                Sight { ring: Some(&case.ring), nodes: &case.nodes, said: &case.said, pressed: false };
+            assert_eq!(sight.census(), Census { expected: 3, heard: 2 });
         }
         let mut case = Case::new(&STAGED);
         case.nodes[1].boot = None;

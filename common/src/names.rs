@@ -14,3 +14,8 @@ pub const EXCLUDE_LABEL: &str = "node-restriction.kubernetes.io/secureoverlay-ex
 pub const CALICO_ADDRESS: &str = "projectcalico.org/IPv4Address";
 /// The label with the node's operating system.
 pub const OS_LABEL: &str = "kubernetes.io/os";
+/// Annotation of the Secret, with any value: somebody wants a rotation now. The write that starts it takes it off.
+pub const ROTATE: &str = "secureoverlay.io/rotate";
+/// Annotation of the Secret: while `true`, the rotation under way goes on without the nodes that it waits for. The write
+/// that ends the rotation takes it off.
+pub const PRESS_ON: &str = "secureoverlay.io/press-on";

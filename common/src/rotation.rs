@@ -33,16 +33,50 @@ pub const LAST_ID: u64 = 1 << 48;
 const SEED_DRAWS: usize = 20;
 /// Names of nodes in a text for people.
 const NAMES: usize = 5;
+/// When to look again for a DaemonSet that is not there.
+const ABSENT: Duration = Duration::from_secs(60);
 /// Clocks of two hosts that a manager ran on may differ by this much.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Time for which a generation is active.
-    pub interval: Duration,
+    /// When a generation has been active for long enough.
+    pub pace: Pace,
     /// Suite of new generations.
     pub suite: Suite,
+}
+
+/// When rotations are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// So long after the last one.
+    Every(Duration),
+    /// By a timetable that this crate does not know.
+    At {
+        /// The first time in it after the active generation became that.
+        due: Timestamp,
+        /// The first time in it after now.
+        next: Timestamp,
+    },
+}
+
+impl Pace {
+    /// When the generation that is active since `since` is to be replaced.
+    fn due(self, since: Timestamp) -> Timestamp {
+        match self {
+            Self::Every(interval) => after(since, interval),
+            Self::At { due, .. } => due,
+        }
+    }
+
+    /// When the generation that becomes active at `now` is to be replaced.
+    fn next(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Every(interval) => after(now, interval),
+            Self::At { next, .. } => next,
+        }
+    }
 }
 
 /// Whether something that a rotation waits for has come true.
@@ -75,7 +109,7 @@ impl Answer {
 }
 
 /// The first few names, and how many more there are.
-struct Names<'n>(&'n BTreeSet<String>);
+pub struct Names<'n>(pub &'n BTreeSet<String>);
 
 impl fmt::Display for Names<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,15 +196,38 @@ pub struct Decision {
     pub wake_in: Duration,
     /// Why, for people.
     pub reason: String,
+    /// Why, for statistics, where a new generation is made.
+    pub cause: Option<Cause>,
+}
+
+/// What makes a rotation due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// There is no key, or none that can be sent with.
+    First,
+    /// [`Facts::requested`].
+    Request,
+    /// An older ring was put into the place of the last one.
+    Restored,
+    /// Another suite is wanted.
+    Suite,
+    /// The clock went back.
+    Clock,
+    /// The time has come.
+    Schedule,
 }
 
 impl Decision {
     fn act(action: Action, reason: impl Into<String>) -> Self {
-        Self { action, wake_in: Duration::ZERO, reason: reason.into() }
+        Self { action, wake_in: Duration::ZERO, reason: reason.into(), cause: None }
+    }
+
+    fn rotate(action: Action, cause: Cause, reason: impl Into<String>) -> Self {
+        Self { cause: Some(cause), ..Self::act(action, reason) }
     }
 
     fn wait(wake_in: Duration, reason: impl Into<String>) -> Self {
-        Self { action: Action::Wait, wake_in, reason: reason.into() }
+        Self { action: Action::Wait, wake_in, reason: reason.into(), cause: None }
     }
 }
 
@@ -186,10 +243,7 @@ pub fn decide(
     match installation {
         // Being removed, or orphaned: then its pods go on, and must find their keys.
         Installation::Absent => {
-            return Decision::wait(
-                settings.interval,
-                "the agents' DaemonSet is not there: nothing is rotated",
-            );
+            return Decision::wait(ABSENT, "the agents' DaemonSet is not there: nothing is rotated");
         }
         Installation::Present(uid) => {
             let made_for = ring.and_then(|ring| ring.installation);
@@ -200,7 +254,7 @@ pub fn decide(
         Installation::Unknown => {}
     }
     let Some(ring) = ring.filter(|ring| ring.enforcement != Enforcement::Off) else {
-        return Decision::act(Action::Begin, "there is no key yet");
+        return Decision::rotate(Action::Begin, Cause::First, "there is no key yet");
     };
     if !facts.rekey.is_empty() {
         let count = facts.rekey.len();
@@ -223,10 +277,10 @@ pub fn decide(
                 Decision::act(Action::Activate, format!("every node receives generation {}", next.id))
             }),
         (_, Some(active), None) => match due(ring, active, facts, now, settings) {
-            Ok(reason) => Decision::act(Action::Stage, reason),
+            Ok((cause, reason)) => Decision::rotate(Action::Stage, cause, reason),
             Err(time) => Decision::wait(time, format!("generation {} is active, nothing is due", active.id)),
         },
-        (_, None, None) => Decision::act(Action::Stage, "no generation can be sent with"),
+        (_, None, None) => Decision::rotate(Action::Stage, Cause::First, "no generation can be sent with"),
     }
 }
 
@@ -237,31 +291,31 @@ fn due(
     facts: &Facts,
     now: Timestamp,
     settings: &Settings,
-) -> Result<String, Duration> {
+) -> Result<(Cause, String), Duration> {
     if let Some(why) = &facts.requested {
-        return Ok(why.clone());
+        return Ok((Cause::Request, why.clone()));
     }
     if facts.newest > ring.newest() {
-        return Ok(format!(
+        let why = format!(
             "a node knows of generation {}, the ring only of {}: an old ring was restored",
             facts.newest,
             ring.newest()
-        ));
+        );
+        return Ok((Cause::Restored, why));
     }
     if active.suite != settings.suite {
-        return Ok(format!("the suite changes from {} to {}", active.suite, settings.suite));
+        return Ok((Cause::Suite, format!("the suite changes from {} to {}", active.suite, settings.suite)));
     }
     if active.role_since.duration_since(now) > CLOCK_TOLERANCE {
-        return Ok(format!(
-            "generation {} is active since a time in the future: the clock went back",
-            active.id
-        ));
+        let why =
+            format!("generation {} is active since a time in the future: the clock went back", active.id);
+        return Ok((Cause::Clock, why));
     }
-    let by_interval = after(active.role_since, settings.interval);
-    let due = ring.next_rotation.map_or(by_interval, |scheduled| scheduled.min(by_interval));
+    let by_pace = settings.pace.due(active.role_since);
+    let due = ring.next_rotation.map_or(by_pace, |scheduled| scheduled.min(by_pace));
     match Duration::try_from(due.duration_since(now)) {
         Ok(left) if !left.is_zero() => Err(left),
-        _ => Ok(format!("generation {} is active since {}", active.id, active.role_since)),
+        _ => Ok((Cause::Schedule, format!("generation {} is active since {}", active.id, active.role_since))),
     }
 }
 
@@ -300,7 +354,7 @@ pub fn apply<E>(
                 };
                 generation.role_since = now;
             }
-            next.next_rotation = Some(after(now, settings.interval));
+            next.next_rotation = Some(settings.pace.next(now));
         }
         Action::Rekey => rekey(&mut next, facts),
         Action::Drop => next.generations.retain(|generation| generation.role != Role::Retiring),
@@ -378,8 +432,8 @@ mod tests {
 
     const YES: Facts = Facts::of(Answer::Yes, Answer::Yes);
     const LATER: Facts = Facts::of(Answer::In(Duration::from_secs(60)), Answer::In(Duration::from_secs(60)));
-    const SETTINGS: Settings =
-        Settings { interval: Duration::from_secs(12 * 3600), suite: Suite::Aes128Gcm8 };
+    const INTERVAL: Duration = Duration::from_secs(12 * 3600);
+    const SETTINGS: Settings = Settings { pace: Pace::Every(INTERVAL), suite: Suite::Aes128Gcm8 };
 
     /// A manager with a clock that only moves by hand and random numbers that count.
     struct Run {
@@ -453,7 +507,7 @@ mod tests {
         assert_eq!(run.step(LATER), (Action::Wait, vec![(1, Staged)]));
         assert_eq!(run.step(YES), (Action::Activate, vec![(1, Active)]));
         assert_eq!(run.step(YES), (Action::Wait, vec![(1, Active)]));
-        assert_eq!(run.decide(YES).wake_in, SETTINGS.interval);
+        assert_eq!(run.decide(YES).wake_in, INTERVAL);
         run.advance(12);
         assert_eq!(run.step(LATER), (Action::Stage, vec![(1, Active), (2, Staged)]));
         assert_eq!(run.step(LATER), (Action::Wait, vec![(1, Active), (2, Staged)]));
@@ -495,8 +549,48 @@ mod tests {
     fn a_shorter_interval_counts_at_once() {
         let mut run = Run::steady();
         run.advance(1);
-        run.settings.interval = Duration::from_secs(1800);
+        run.settings.pace = Pace::Every(Duration::from_secs(1800));
         assert_eq!(run.step(YES).0, Action::Stage);
+    }
+
+    /// With a timetable that says noon and midnight (UTC).
+    fn by_timetable(run: &mut Run) {
+        let after = |time: Timestamp| {
+            let half_day = 12 * 3600;
+            Timestamp::from_second((time.as_second().div_euclid(half_day) + 1) * half_day).unwrap()
+        };
+        let since = run.ring.as_ref().and_then(Ring::active).map_or(run.now, |active| active.role_since);
+        run.settings.pace = Pace::At { due: after(since), next: after(run.now) };
+    }
+
+    #[test]
+    fn a_timetable_is_kept() {
+        let mut run = Run::new();
+        let mut activated = Vec::new();
+        // From 3 in the morning, an hour at a time; each rotation takes two hours.
+        for _ in 0..48 {
+            by_timetable(&mut run);
+            if run.step(YES).0 == Action::Activate {
+                activated.push(run.now.to_string());
+            }
+            run.advance(1);
+        }
+        let times = ["20T04", "20T13", "21T01", "21T13", "22T01"];
+        assert_eq!(activated, times.map(|time| format!("2026-11-{time}:00:00Z")));
+    }
+
+    #[test]
+    fn a_timetable_survives_a_clock_that_jumps() {
+        for years in [-1, 1] {
+            let mut run = Run::steady();
+            run.advance(24 * 365 * years);
+            for action in [Action::Stage, Action::Activate, Action::Drop, Action::Wait, Action::Wait] {
+                by_timetable(&mut run);
+                assert_eq!(run.step(YES).0, action, "{years}");
+            }
+            let next = run.ring.as_ref().unwrap().next_rotation.unwrap();
+            assert!(next > run.now && next.duration_since(run.now) <= SignedDuration::from_hours(12));
+        }
     }
 
     #[test]
@@ -515,6 +609,7 @@ mod tests {
         let mut run = Run::steady();
         let wanted = Facts { requested: Some("somebody asked".into()), ..YES };
         assert_eq!(run.decide(&wanted).reason, "somebody asked");
+        assert_eq!(run.decide(&wanted).cause, Some(Cause::Request));
         assert_eq!(run.step(&wanted).0, Action::Stage);
         // Once it is under way, the request changes nothing.
         assert_eq!(run.step(&wanted).0, Action::Activate);

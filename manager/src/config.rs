@@ -3,8 +3,15 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
-use secureoverlay_common::{rotation::Settings, suite::Suite};
+use jiff::{Timestamp, tz::TimeZone};
+use secureoverlay_common::suite::Suite;
 use secureoverlay_daemon::{duration, log};
+
+use crate::{
+    rotate,
+    schedule::{self, Schedule},
+    source::Acknowledgements,
+};
 
 /// Owns the key ring of SecureOverlay, in the Secret kube-system/ucp-secureoverlay, and rotates it.
 ///
@@ -14,6 +21,10 @@ use secureoverlay_daemon::{duration, log};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ucp-secureoverlay-mgr", version)]
 pub struct Config {
+    /// Something else than to be the manager.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// When and how keys are rotated.
     #[command(flatten)]
     pub rotation: Rotation,
@@ -38,6 +49,15 @@ pub struct Config {
     pub log: log::Args,
 }
 
+/// What the program does besides managing.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Asks the manager for a new key now
+    Rotate(rotate::Args),
+    /// Prints the CustomResourceDefinition of NodeEncryption, which is part of the manifest
+    Crd,
+}
+
 /// When and how keys are rotated.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Rotation")]
@@ -52,7 +72,50 @@ pub struct Rotation {
     )]
     pub rotation_interval: Duration,
 
-    /// The time within which every node has read a changed ring and programmed its kernel. A new key is used, and an
+    /// When keys are rotated, instead of after an interval: a cron expression (minute, hour, day of month, month, day of
+    /// week), as in "0 3 * * 0" for Sundays at three in the morning
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_ROTATION_SCHEDULE",
+        value_name = "CRON",
+        conflicts_with = "rotation_interval"
+    )]
+    pub rotation_schedule: Option<String>,
+
+    /// The clock that the schedule means: UTC, or a name like Europe/Berlin
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_TIME_ZONE",
+        default_value = "UTC",
+        value_name = "ZONE",
+        value_parser = schedule::parse_zone
+    )]
+    pub time_zone: TimeZone,
+
+    /// What a rotation waits for. With `required` a new key is used, and an old one dropped, when every node has said
+    /// that it is ready for that; with `timed` when time has passed; `auto` is the first where the manager may list
+    /// Nodes and NodeEncryptions, else the second
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_ACKNOWLEDGEMENTS",
+        value_enum,
+        default_value = "auto",
+        value_name = "MODE"
+    )]
+    pub acknowledgements: Acknowledgements,
+
+    /// For how long a rotation waits for a node that is not Ready; then it goes on, and the node catches up when it is
+    /// back. One that is Ready is waited for without end
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_UNREACHABLE_LIMIT",
+        default_value = "1h",
+        value_name = "DURATION",
+        value_parser = duration::parse_positive
+    )]
+    pub unreachable_limit: Duration,
+
+    /// Without acknowledgements: the time within which every node has read a changed ring and programmed its kernel. A new key is used, and an
     /// old one dropped, only after it. Kubelets bring a mounted Secret up to date within about 2 minutes
     #[arg(
         long,
@@ -69,9 +132,16 @@ pub struct Rotation {
     pub suite: Suite,
 }
 
-impl From<&Rotation> for Settings {
-    fn from(rotation: &Rotation) -> Self {
-        Self { interval: rotation.rotation_interval, suite: rotation.suite }
+impl Rotation {
+    /// When rotations are due.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn schedule(&self, now: Timestamp) -> Result<Schedule, String> {
+        match &self.rotation_schedule {
+            None => Ok(Schedule::Every(self.rotation_interval)),
+            Some(text) => Schedule::cron(text, &self.time_zone, now),
+        }
     }
 }
 
@@ -87,6 +157,8 @@ mod tests {
         assert_eq!(config.rotation.rotation_interval, Duration::from_secs(12 * 3600));
         assert_eq!(config.rotation.propagation_delay, Duration::from_secs(180));
         assert_eq!(config.rotation.suite, Suite::Aes128Gcm8);
+        assert!(config.command.is_none(), "MKE's manifest starts it without arguments");
+        assert_eq!(config.rotation.acknowledgements, Acknowledgements::Auto);
     }
 
     #[test]
@@ -102,6 +174,26 @@ mod tests {
     }
 
     #[test]
+    fn a_schedule_takes_the_place_of_the_interval() {
+        let config =
+            Config::parse_from(["mgr", "--rotation-schedule", "0 3 * * 0", "--time-zone", "Asia/Tokyo"]);
+        let schedule = config.rotation.schedule(Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(schedule.to_string(), "at \"0 3 * * 0\" (Asia/Tokyo)");
+        let both = ["mgr", "--rotation-schedule", "0 3 * * 0", "--rotation-interval", "12h"];
+        assert!(Config::try_parse_from(both).is_err());
+        let config = Config::parse_from(["mgr", "--rotation-schedule", "daily, please"]);
+        assert!(config.rotation.schedule(Timestamp::UNIX_EPOCH).is_err());
+    }
+
+    #[test]
+    fn commands() {
+        let config = Config::parse_from(["mgr", "rotate", "--wait", "--force"]);
+        let Some(Command::Rotate(args)) = config.command else { panic!("{config:?}") };
+        assert!(args.wait && args.force);
+        assert!(matches!(Config::parse_from(["mgr", "crd"]).command, Some(Command::Crd)));
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for args in [
             ["--suite", "rot13"],
@@ -109,6 +201,9 @@ mod tests {
             ["--propagation-delay", "0s"],
             ["--poll-interval", "often"],
             ["--listen", "everywhere"],
+            ["--acknowledgements", "maybe"],
+            ["--unreachable-limit", "0s"],
+            ["--time-zone", "Europe/Atlantis"],
         ] {
             assert!(Config::try_parse_from([&["mgr"], &args[..]].concat()).is_err(), "{args:?}");
         }

@@ -1,8 +1,17 @@
 //! The manager of SecureOverlay as a library: everything but the command line.
 
+pub mod cluster;
 pub mod config;
+pub mod encryptions;
 pub mod installation;
 pub mod metrics;
+pub mod notices;
+pub mod rotate;
 pub mod run;
+pub mod schedule;
+pub mod source;
 pub mod store;
+pub mod telling;
 pub mod turn;
+pub mod view;
+pub mod waiting;

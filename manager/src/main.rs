@@ -2,13 +2,25 @@
 
 use anyhow::Context;
 use clap::Parser;
-use secureoverlay_daemon::{log, process};
-use secureoverlay_manager::{config::Config, run::run};
+use kube::CustomResourceExt;
+use secureoverlay_daemon::{log, node_encryption::NodeEncryption, process};
+use secureoverlay_manager::{
+    config::{Command, Config},
+    rotate::rotate,
+    run::run,
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     process::harden().context("keeping memory out of core files and debuggers")?;
     log::init(config.log.log_format, &config.log.log)?;
-    run(&config).await
+    match &config.command {
+        None => run(&config).await,
+        Some(Command::Rotate(args)) => rotate(args).await,
+        Some(Command::Crd) => {
+            print!("{}", serde_saphyr::to_string(&NodeEncryption::crd()).context("writing YAML")?);
+            Ok(())
+        }
+    }
 }

@@ -1,12 +1,18 @@
 //! What Prometheus sees of the manager.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
-use secureoverlay_common::ring::{Ring, Role};
+use secureoverlay_common::{
+    acknowledged::Census,
+    ring::{Ring, Role},
+    rotation::Cause,
+};
 
 /// All metrics. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +25,13 @@ pub struct Metrics {
     last_rotation: Gauge,
     /// Rotations completed: the old generation dropped.
     pub rotations: Counter,
+    started: Family<CauseLabel, Counter>,
+    /// Writes that gave nodes new incarnations.
+    pub rekeys: Counter,
+    awaited: Gauge,
+    waited: Gauge,
+    expected: Gauge,
+    heard: Gauge,
     /// Rings put back after something had emptied the Secret.
     pub restored: Counter,
     writes: Family<ResultLabel, Counter>,
@@ -29,6 +42,11 @@ pub struct Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RoleLabel {
     role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -65,6 +83,16 @@ impl From<WriteResult> for ResultLabel {
 
 const ROLES: [(Role, &str); 3] =
     [(Role::Retiring, "retiring"), (Role::Active, "active"), (Role::Staged, "staged")];
+const CAUSES: [(Cause, &str); 6] = [
+    (Cause::First, "first"),
+    (Cause::Request, "request"),
+    (Cause::Restored, "restored"),
+    (Cause::Suite, "suite"),
+    (Cause::Clock, "clock"),
+    (Cause::Schedule, "schedule"),
+];
+/// Not a cause of its own for the decision: a node asks for it.
+const LIMITS: &str = "limits";
 const PHASES: [&str; 5] = ["off", "starting", "steady", "staged", "draining"];
 
 impl Metrics {
@@ -93,6 +121,28 @@ impl Metrics {
         );
         registry.register("rotations", "Rotations completed", metrics.rotations.clone());
         registry.register(
+            "rotations_started",
+            "Generations made, by what made them due",
+            metrics.started.clone(),
+        );
+        registry.register(
+            "rekeys",
+            "Writes that gave nodes which lost SAs new incarnations",
+            metrics.rekeys.clone(),
+        );
+        registry.register("awaited_nodes", "Nodes that the rotation waits for", metrics.awaited.clone());
+        registry.register(
+            "waited_seconds",
+            "For how long this phase of the rotation has waited for nodes",
+            metrics.waited.clone(),
+        );
+        registry.register("expected_nodes", "Nodes that take part", metrics.expected.clone());
+        registry.register(
+            "acknowledging_nodes",
+            "Nodes that take part and have said what they do since they booted",
+            metrics.heard.clone(),
+        );
+        registry.register(
             "rings_restored",
             "Rings put back after something had emptied the Secret",
             metrics.restored.clone(),
@@ -104,6 +154,9 @@ impl Metrics {
             metrics.failed_turns.clone(),
         );
         registry.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        for cause in CAUSES.map(|(_, cause)| cause).into_iter().chain([LIMITS]) {
+            drop(metrics.started.get_or_create(&CauseLabel { cause }));
+        }
         for result in [WriteResult::Ok, WriteResult::Conflict, WriteResult::Error] {
             drop(metrics.writes.get_or_create(&result.into()));
         }
@@ -113,6 +166,25 @@ impl Metrics {
     /// Counts a write.
     pub fn wrote(&self, result: WriteResult) {
         self.writes.get_or_create(&result.into()).inc();
+    }
+
+    /// Counts a new generation. `asked`: somebody has, rather than a node.
+    pub fn started(&self, cause: Cause, asked: bool) {
+        let name = CAUSES.iter().find(|(other, _)| *other == cause).map_or(LIMITS, |(_, name)| name);
+        let cause = if cause == Cause::Request && !asked { LIMITS } else { name };
+        self.started.get_or_create(&CauseLabel { cause }).inc();
+    }
+
+    /// So many nodes are awaited, and some have been for so long.
+    pub fn waits(&self, nodes: usize, time: Duration) {
+        self.awaited.set(nodes.try_into().unwrap_or(i64::MAX));
+        self.waited.set(time.as_secs().try_into().unwrap_or(i64::MAX));
+    }
+
+    /// So many nodes there are.
+    pub fn count(&self, census: Census) {
+        self.expected.set(census.expected.try_into().unwrap_or(i64::MAX));
+        self.heard.set(census.heard.try_into().unwrap_or(i64::MAX));
     }
 
     /// The Secret holds something that can't be read; the figures stay those of the last good ring.
@@ -169,6 +241,10 @@ mod tests {
         let metrics = Metrics::register(&mut registry);
         metrics.show(Some(&Ring::off(3, None)));
         metrics.wrote(WriteResult::Conflict);
+        metrics.started(Cause::Request, false);
+        metrics.started(Cause::Schedule, false);
+        metrics.waits(2, Duration::from_millis(61_700));
+        metrics.count(Census { expected: 3, heard: 1 });
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in [
@@ -177,6 +253,14 @@ mod tests {
             "secureoverlay_manager_phase{phase=\"off\"} 1",
             "secureoverlay_manager_writes_total{result=\"conflict\"} 1",
             "secureoverlay_manager_rotations_total 0",
+            "secureoverlay_manager_rotations_started_total{cause=\"limits\"} 1",
+            "secureoverlay_manager_rotations_started_total{cause=\"request\"} 0",
+            "secureoverlay_manager_rotations_started_total{cause=\"schedule\"} 1",
+            "secureoverlay_manager_awaited_nodes 2",
+            "secureoverlay_manager_waited_seconds 61",
+            "secureoverlay_manager_expected_nodes 3",
+            "secureoverlay_manager_acknowledging_nodes 1",
+            "secureoverlay_manager_rekeys_total 0",
             "secureoverlay_manager_next_rotation_timestamp_seconds 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} not in\n{text}");

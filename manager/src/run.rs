@@ -20,80 +20,121 @@ use secureoverlay_daemon::{
 use tokio::time::{sleep, timeout};
 
 use crate::{
+    cluster::{self, Cluster},
     config::Config,
     metrics::Metrics,
-    turn::{Manager, Now, Outcome},
+    notices,
+    source::Acknowledgements,
+    turn::{Manager, Now, Options, Outcome, TurnError},
+    view::ViewError,
 };
 
-const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));
+/// How the API server knows us.
+pub const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));
 /// More than its requests take together, each of which is bounded too.
 const TURN_LIMIT: Duration = Duration::from_secs(120);
+
+/// Changes come in bursts, and a turn asks the API server for the ring.
+const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// Runs the manager until it is asked to end.
 ///
 /// # Errors
 /// Where it can't start: port taken, no credentials.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let schedule = config.rotation.schedule(Timestamp::now()).map_err(anyhow::Error::msg)?;
     let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let bound = http::bind(config.listen, health.clone(), registry).await?;
     let client = client::connect(USER_AGENT).await?;
+    let follow = match config.rotation.acknowledgements {
+        Acknowledgements::Required => "every node's word".to_owned(),
+        Acknowledgements::Auto => "every node's word, or time where that is not to be had".to_owned(),
+        Acknowledgements::Timed => {
+            format!("{} for nodes to follow", Human(config.rotation.propagation_delay))
+        }
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %bound.addr,
         suite = %config.rotation.suite,
-        "managing the key ring: rotation every {}, {} for nodes to follow",
-        Human(config.rotation.rotation_interval),
-        Human(config.rotation.propagation_delay),
+        "managing the key ring: rotation {schedule}, each step after {follow}"
     );
-    let manager = Manager::new(
-        client,
-        (&config.rotation).into(),
-        config.rotation.propagation_delay,
-        metrics.clone(),
-        |bytes| SysRng.try_fill_bytes(bytes),
-    );
+    let options = Options {
+        schedule,
+        suite: config.rotation.suite,
+        acknowledgements: config.rotation.acknowledgements,
+        delay: config.rotation.propagation_delay,
+        limit: config.rotation.unreachable_limit,
+        random: |bytes| SysRng.try_fill_bytes(bytes),
+    };
+    let cluster = Cluster::default();
+    let (outbox, notices) = notices::queue();
+    let manager = Manager::new(client.clone(), options, metrics.clone(), cluster.clone(), outbox);
+    let turns = Turns { poll: config.poll_interval, cluster: cluster.clone(), health, metrics };
+    let aside = async {
+        tokio::join!(cluster::follow(client.clone(), cluster), notices::deliver(client, notices));
+    };
     tokio::select! {
         () = shutdown.requested() => {}
         served = bound.serve() => served.context("serving health and metrics")?,
-        never = rotate(manager, config.poll_interval, &health, &metrics) => match never {},
+        never = turns.run(manager) => match never {},
+        // Neither of them ends while there are turns.
+        () = aside => anyhow::bail!("the watches of the nodes have ended"),
     }
     tracing::info!("ended; the ring stays as it is, and traffic goes on");
     Ok(())
 }
 
-/// Turn after turn. Dropping it between any two of its steps is safe.
-async fn rotate(mut manager: Manager, poll: Duration, health: &Health, metrics: &Metrics) -> Infallible {
-    let beat = health.heartbeat("rotation", poll + 2 * TURN_LIMIT);
-    let mut state = Reporter { guard: health.task("ring"), last: None };
-    let mut pauses = pauses();
-    loop {
-        beat.beat();
-        let pause = match timeout(TURN_LIMIT, manager.turn(now)).await {
-            Ok(Ok(Outcome::Written)) => {
-                pauses = self::pauses();
-                Duration::ZERO
+/// Turn after turn.
+struct Turns {
+    poll: Duration,
+    cluster: Cluster,
+    health: Health,
+    metrics: Metrics,
+}
+
+impl Turns {
+    /// Dropping it between any two of its steps is safe.
+    async fn run(self, mut manager: Manager) -> Infallible {
+        let beat = self.health.heartbeat("rotation", self.poll + 2 * TURN_LIMIT);
+        let mut state = Reporter { guard: self.health.task("ring"), last: None };
+        let mut pauses = pauses();
+        loop {
+            beat.beat();
+            match timeout(TURN_LIMIT, manager.turn(now)).await {
+                Ok(Ok(Outcome::Written)) => pauses = self::pauses(),
+                Ok(Ok(Outcome::Waiting { wake_in, reason })) => {
+                    pauses = self::pauses();
+                    state.good(&reason);
+                    self.rest(wake_in.min(self.poll)).await;
+                }
+                Ok(Ok(Outcome::Conflict)) => sleep(next(&mut pauses)).await,
+                // The watches have just begun; they tell.
+                Ok(Err(TurnError::View(ViewError::Unknown { what, error: None }))) => {
+                    state.starting(what);
+                    self.rest(self.poll).await;
+                }
+                Ok(Err(error)) => {
+                    self.metrics.failed_turns.inc();
+                    state.bad(error.to_string());
+                    sleep(next(&mut pauses).min(self.poll)).await;
+                }
+                Err(_) => {
+                    self.metrics.failed_turns.inc();
+                    state.bad(format!("the API server left us without an answer for {}", Human(TURN_LIMIT)));
+                }
             }
-            Ok(Ok(Outcome::Waiting { wake_in, reason })) => {
-                pauses = self::pauses();
-                state.good(&reason);
-                wake_in.min(poll)
-            }
-            Ok(Ok(Outcome::Conflict)) => next(&mut pauses),
-            Ok(Err(error)) => {
-                metrics.failed_turns.inc();
-                state.bad(error.to_string());
-                next(&mut pauses).min(poll)
-            }
-            Err(_) => {
-                metrics.failed_turns.inc();
-                state.bad(format!("the API server left us without an answer for {}", Human(TURN_LIMIT)));
-                Duration::ZERO
-            }
-        };
-        sleep(pause).await;
+        }
+    }
+
+    /// Until then, or until something changes.
+    async fn rest(&self, pause: Duration) {
+        if timeout(pause, self.cluster.changed()).await.is_ok() {
+            sleep(DEBOUNCE).await;
+        }
     }
 }
 
@@ -129,6 +170,10 @@ impl Reporter {
             None => tracing::info!(reason, "waiting"),
             Some(Err(_)) => tracing::info!(reason, "all is well again"),
         }
+    }
+
+    fn starting(&self, what: &str) {
+        self.guard.not_ready(format!("waiting for the first list of {what}"));
     }
 
     fn bad(&mut self, text: String) {

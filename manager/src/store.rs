@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, Resource, api::PostParams};
 use secureoverlay_common::{
-    names::{NAMESPACE, SECRET, SECRET_KEY},
+    names::{NAMESPACE, PRESS_ON, ROTATE, SECRET, SECRET_KEY},
     ring::{Ring, RingError},
 };
 use secureoverlay_daemon::client::describe;
@@ -41,11 +41,38 @@ impl fmt::Debug for RingSecret {
     }
 }
 
+/// What somebody has asked for, by annotations of the Secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// A rotation now.
+    pub rotate: bool,
+    /// That the rotation goes on without the nodes that it waits for.
+    pub press_on: bool,
+}
+
+impl Requests {
+    fn of(meta: &ObjectMeta) -> Self {
+        let value = |name: &str| meta.annotations.as_ref().and_then(|annotations| annotations.get(name));
+        Self {
+            rotate: value(ROTATE).is_some(),
+            press_on: value(PRESS_ON).is_some_and(|value| value == "true"),
+        }
+    }
+
+    /// Those annotations.
+    fn annotations(self) -> impl Iterator<Item = &'static str> {
+        let all = [(ROTATE, self.rotate), (PRESS_ON, self.press_on)];
+        all.into_iter().filter_map(|(name, asked)| asked.then_some(name))
+    }
+}
+
 /// The Secret as it was read.
 #[derive(Debug)]
 pub struct Held {
     /// The Secret's UID: another one means that it was deleted and made anew.
     pub uid: Option<String>,
+    /// What is asked for.
+    pub requests: Requests,
     secret: RingSecret,
 }
 
@@ -91,17 +118,39 @@ impl Store {
     /// Where there is no Secret, or no answer.
     pub async fn read(&self) -> Result<(Result<Ring, RingError>, Held), StoreError> {
         let secret = self.api.get_opt(SECRET).await.map_err(StoreError::Read)?.ok_or(StoreError::Missing)?;
-        Ok((parse(&secret), Held { uid: secret.metadata.uid.clone(), secret }))
+        let requests = Requests::of(&secret.metadata);
+        Ok((parse(&secret), Held { uid: secret.metadata.uid.clone(), requests, secret }))
     }
 
-    /// Puts `ring` in the place of what was read, if nobody has written since.
+    /// Puts `ring` in the place of what was read, if nobody has written since, and takes the requests off that it has
+    /// `answered`.
     ///
     /// # Errors
     /// Where the answer is no, or lost; then the write may have been done.
-    pub async fn replace(&self, held: Held, ring: &Ring) -> Result<Written, StoreError> {
+    pub async fn replace(&self, held: Held, ring: &Ring, answered: Requests) -> Result<Written, StoreError> {
         let mut secret = held.secret;
         let value = Zeroizing::new(BASE64.encode(ring.to_yaml().as_bytes()));
         secret.data.get_or_insert_default().insert(SECRET_KEY.to_owned(), value);
+        if let Some(annotations) = &mut secret.metadata.annotations {
+            for name in answered.annotations() {
+                annotations.remove(name);
+            }
+        }
+        self.write(secret).await
+    }
+
+    /// Asks for something beside what is asked for already, if nobody has written since.
+    ///
+    /// # Errors
+    /// Where the answer is no, or lost; then the write may have been done.
+    pub async fn request(&self, held: Held, requests: Requests) -> Result<Written, StoreError> {
+        let mut secret = held.secret;
+        let annotations = secret.metadata.annotations.get_or_insert_default();
+        annotations.extend(requests.annotations().map(|name| (name.to_owned(), "true".to_owned())));
+        self.write(secret).await
+    }
+
+    async fn write(&self, secret: RingSecret) -> Result<Written, StoreError> {
         match self.api.replace(SECRET, &PostParams::default(), &secret).await {
             Ok(_) => Ok(Written::Done),
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Written::Conflict),
@@ -137,6 +186,20 @@ mod tests {
         let text = format!("{secret:?}");
         assert!(text.contains("\"7\"") && !text.contains("aHVzaA"), "{text}");
         assert_eq!(serde_json::to_value(&secret).unwrap(), json);
+    }
+
+    #[test]
+    fn requests_are_annotations() {
+        for (annotations, rotate, press_on) in [
+            (json!(null), false, false),
+            (json!({"note": "true"}), false, false),
+            (json!({ROTATE: ""}), true, false),
+            (json!({ROTATE: "now, please", PRESS_ON: "yes"}), true, false),
+            (json!({PRESS_ON: "true"}), false, true),
+        ] {
+            let meta = serde_json::from_value(json!({"annotations": annotations})).unwrap();
+            assert_eq!(Requests::of(&meta), Requests { rotate, press_on }, "{annotations}");
+        }
     }
 
     #[test]

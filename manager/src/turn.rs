@@ -3,22 +3,33 @@
 //! All state that matters is in the Secret, so a turn can end anywhere. What the process remembers besides is since
 //! when it has seen what it waits for, and the last good ring.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use kube::Client;
 use rand::rngs::SysError;
 use secureoverlay_common::{
+    acknowledged::Acknowledged,
     ring::{Ring, RingError, Role},
-    rotation::{Action, Facts, Installation, Settings, apply, decide},
+    rotation::{Action, Answer, Decision, Facts, Installation, Settings, apply, decide},
+    suite::Suite,
     timed::Timed,
 };
 use secureoverlay_daemon::duration::Human;
 
 use crate::{
+    cluster::Cluster,
     installation::{InstallationError, Observer},
     metrics::{Metrics, WriteResult},
-    store::{Held, Store, StoreError, Written},
+    notices::Outbox,
+    schedule::Schedule,
+    source::{AccessError, Acknowledgements, Chooser},
+    store::{Held, Requests, Store, StoreError, Written},
+    telling::{Act, Teller},
+    view::{self, Trust, View, ViewError},
 };
 
 /// Fills a buffer with random bytes fit for keys.
@@ -58,6 +69,12 @@ pub enum TurnError {
     /// The DaemonSet.
     #[error(transparent)]
     Installation(#[from] InstallationError),
+    /// The nodes.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// What we may know of them.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The ring is not one.
     #[error(
         "{0}. Nodes go on with the keys they hold; the Secret is left as it is until this is mended: write a good ring, or empty `data.keys` for a new one"
@@ -74,78 +91,196 @@ struct Remembered {
     ring: Ring,
 }
 
+/// What the operator wants.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// When rotations are due.
+    pub schedule: Schedule,
+    /// Suite of new generations.
+    pub suite: Suite,
+    /// What a rotation waits for.
+    pub acknowledgements: Acknowledgements,
+    /// Time within which every node has read a new ring and programmed it, where nodes don't say so.
+    pub delay: Duration,
+    /// How long a rotation waits for nodes that are not ready, where they do.
+    pub limit: Duration,
+    /// Where keys come from.
+    pub random: Random,
+}
+
 /// The manager.
 pub struct Manager {
+    client: Client,
     store: Store,
     observer: Observer,
-    settings: Settings,
-    delay: Duration,
+    chooser: Chooser,
+    cluster: Cluster,
+    options: Options,
     timed: Timed,
+    acknowledged: Acknowledged,
+    trust: Trust,
     remembered: Option<Remembered>,
     metrics: Metrics,
-    random: Random,
+    teller: Teller,
+}
+
+/// What a decision is made of.
+struct Look {
+    now: Now,
+    facts: Facts,
+    /// What the nodes say, where they do.
+    view: Option<View>,
+    /// For so long the number of Nodes is not believed.
+    doubt: Option<Duration>,
 }
 
 impl Manager {
-    /// `delay`: time within which every node has read a new ring and programmed it. Sends nothing yet.
+    /// `cluster` is kept up to date by somebody else. Sends nothing yet.
     #[must_use]
-    pub fn new(
-        client: Client,
-        settings: Settings,
-        delay: Duration,
-        metrics: Metrics,
-        random: Random,
-    ) -> Self {
+    pub fn new(client: Client, options: Options, metrics: Metrics, cluster: Cluster, outbox: Outbox) -> Self {
         Self {
             store: Store::new(client.clone()),
-            observer: Observer::new(client),
-            settings,
-            delay,
-            timed: Timed::new(delay),
+            observer: Observer::new(client.clone()),
+            chooser: Chooser::new(client.clone(), options.acknowledgements),
+            client,
+            cluster,
+            timed: Timed::new(options.delay),
+            acknowledged: Acknowledged::new(options.limit),
+            trust: Trust::default(),
             remembered: None,
+            teller: Teller::new(metrics.clone(), outbox, options.limit),
             metrics,
-            random,
+            options,
         }
     }
 
-    /// Does what is to be done now. The clock is read after the ring was, which may have taken its time: a manager must
-    /// not believe that it saw a ring before it was there.
+    /// Does what is to be done now. The clock is read after the cluster was, which may have taken its time: a manager
+    /// must not believe that it saw something before it was there.
     ///
     /// # Errors
     /// Where the cluster can't be read or written, or holds what can't be understood.
     pub async fn turn(&mut self, clock: impl Fn() -> Now) -> Result<Outcome, TurnError> {
         let (ring, held) = self.store.read().await?;
         let now = clock();
+        self.teller.secret(held.uid.as_deref());
         let ring = match ring {
             Ok(ring) => Some(ring),
             Err(RingError::Empty) => None,
             Err(error) => {
-                // Nodes can't read it either, so whatever they were given time for starts again.
-                self.timed.observe(None, now.monotonic);
-                self.metrics.unreadable();
+                self.forget(now);
+                self.teller.unreadable(&error);
                 return Err(TurnError::Unreadable(error));
             }
         };
-        self.metrics.show(ring.as_ref());
+        self.teller.readable(ring.as_ref());
         let installation = self.observer.observe(now.monotonic).await?;
-        let facts = self.timed.observe(ring.as_ref(), now.monotonic);
         match &ring {
             Some(ring) => self.remembered = Some(Remembered { secret: held.uid.clone(), ring: ring.clone() }),
             None => {
+                self.forget(now);
                 if let Some(lost) = self.remembered.take().filter(|lost| lost.belongs_to(&held, installation))
                 {
-                    return self.put_back(held, lost, installation, &facts, now).await;
+                    return self.put_back(held, lost, installation, now).await;
                 }
             }
         }
-        let decision = decide(ring.as_ref(), installation, &facts, now.wall, &self.settings);
+        let by_word = self.chooser.acknowledged(now.monotonic).await?;
+        let view = if by_word {
+            self.cluster.want();
+            Some(self.cluster.view()?)
+        } else {
+            None
+        };
+        let requests = held.requests;
+        let mut look = self.look(ring.as_ref(), view, requests, now);
+        let mut decision = self.decide(ring.as_ref(), installation, &look);
+        if by_word && needs_proof(decision.action) {
+            // What the watches have brought may be old: nodes may have come, and taken back what they said.
+            let fresh = view::list(&self.client).await?;
+            look = self.look(ring.as_ref(), Some(fresh), requests, clock());
+            decision = self.decide(ring.as_ref(), installation, &look);
+        }
+        self.teller.waits(ring.as_ref(), &look.facts, || self.cluster.awaited(), look.now.monotonic);
         if decision.action == Action::Wait {
             return Ok(Outcome::Waiting { wake_in: decision.wake_in, reason: decision.reason });
         }
-        let next = self.apply(ring.as_ref(), decision.action, installation, &facts, now)?;
-        let outcome = self.write(held, &next).await?;
+        self.act(held, ring.as_ref(), installation, &look, &decision).await
+    }
+
+    /// Nodes have nothing to read, or nothing that they can, so whatever they were given time for starts again.
+    fn forget(&mut self, now: Now) {
+        self.timed.observe(None, now.monotonic);
+        self.acknowledged.observe(View::default().sight(None, false), now.monotonic);
+    }
+
+    fn look(&mut self, ring: Option<&Ring>, view: Option<View>, requests: Requests, now: Now) -> Look {
+        let mut doubt = None;
+        let mut facts = match &view {
+            None => self.timed.observe(ring, now.monotonic),
+            Some(view) => {
+                let sight = view.sight(ring, requests.press_on);
+                self.metrics.count(sight.census());
+                doubt = self.trust.doubt(view.nodes.len(), now.monotonic);
+                self.acknowledged.observe(sight, now.monotonic)
+            }
+        };
+        if requests.rotate {
+            facts.requested = Some("somebody asked for it by an annotation of the Secret".to_owned());
+        }
+        Look { now, facts, view, doubt }
+    }
+
+    fn decide(&self, ring: Option<&Ring>, installation: Installation, look: &Look) -> Decision {
+        let settings = self.settings(ring, look.now);
+        let decision = decide(ring, installation, &look.facts, look.now.wall, &settings);
+        match look.doubt {
+            Some(left) if matches!(decision.action, Action::Activate | Action::Drop) => {
+                let nodes = look.view.as_ref().map_or(0, |view| view.nodes.len());
+                let (before, left_text) = (self.trust.believed(), Human(Duration::from_secs(left.as_secs())));
+                Decision {
+                    action: Action::Wait,
+                    wake_in: left,
+                    reason: format!(
+                        "suddenly there are {nodes} Nodes instead of {before}, which is not believed for another {left_text}"
+                    ),
+                    cause: None,
+                }
+            }
+            _ => decision,
+        }
+    }
+
+    fn settings(&self, ring: Option<&Ring>, now: Now) -> Settings {
+        Settings { pace: self.options.schedule.pace(ring, now.wall), suite: self.options.suite }
+    }
+
+    async fn act(
+        &mut self,
+        held: Held,
+        ring: Option<&Ring>,
+        installation: Installation,
+        look: &Look,
+        decision: &Decision,
+    ) -> Result<Outcome, TurnError> {
+        let action = decision.action;
+        let next = self.apply(ring, action, installation, &look.facts, look.now)?;
+        let requests = held.requests;
+        let ends = action == Action::Drop
+            || (action == Action::Activate && next.with_role(Role::Retiring).is_none());
+        let answered = Requests { rotate: matches!(action, Action::Begin | Action::Stage), press_on: ends };
+        let outcome = self.write(held, &next, answered).await?;
         if outcome == Outcome::Written {
-            self.tell(decision.action, &decision.reason, ring.as_ref(), &next);
+            if action == Action::Rekey {
+                self.acknowledged.rekeyed(look.now.monotonic);
+            }
+            self.teller.acted(&Act {
+                decision,
+                before: ring,
+                after: &next,
+                requests,
+                rekeyed: look.rekeyed(),
+                delay: look.view.is_none().then_some(self.options.delay),
+            });
         }
         Ok(outcome)
     }
@@ -156,19 +291,15 @@ impl Manager {
         held: Held,
         lost: Remembered,
         installation: Installation,
-        facts: &Facts,
         now: Now,
     ) -> Result<Outcome, TurnError> {
-        let next = self.apply(Some(&lost.ring), Action::Wait, installation, facts, now)?;
+        let facts = Facts::of(Answer::Yes, Answer::Yes);
+        let next = self.apply(Some(&lost.ring), Action::Wait, installation, &facts, now)?;
         // Kept until it is back for certain: the next turn reads it from there.
         self.remembered = Some(lost);
-        let outcome = self.write(held, &next).await?;
+        let outcome = self.write(held, &next, Requests::default()).await?;
         if outcome == Outcome::Written {
-            self.metrics.restored.inc();
-            tracing::warn!(
-                revision = next.revision,
-                "the Secret was emptied, as re-applying MKE's manifest does: the ring is back as it was, nothing was rotated"
-            );
+            self.teller.restored(&next);
         }
         Ok(outcome)
     }
@@ -181,11 +312,12 @@ impl Manager {
         facts: &Facts,
         now: Now,
     ) -> Result<Ring, SysError> {
-        apply(ring, action, installation, facts, now.wall, &self.settings, self.random)
+        let settings = self.settings(ring, now);
+        apply(ring, action, installation, facts, now.wall, &settings, self.options.random)
     }
 
-    async fn write(&mut self, held: Held, next: &Ring) -> Result<Outcome, TurnError> {
-        match self.store.replace(held, next).await {
+    async fn write(&mut self, held: Held, next: &Ring, answered: Requests) -> Result<Outcome, TurnError> {
+        match self.store.replace(held, next, answered).await {
             Ok(Written::Done) => {
                 self.metrics.wrote(WriteResult::Ok);
                 self.metrics.show(Some(next));
@@ -202,49 +334,24 @@ impl Manager {
             }
         }
     }
+}
 
-    fn tell(&self, action: Action, reason: &str, before: Option<&Ring>, after: &Ring) {
-        let id = |ring: Option<&Ring>, role| ring.and_then(|ring| ring.with_role(role)).map_or(0, |g| g.id);
-        let (revision, delay) = (after.revision, Human(self.delay));
-        let staged = id(Some(after), Role::Staged);
-        let active = id(Some(after), Role::Active);
-        match action {
-            Action::Wait => {}
-            Action::Begin => {
-                tracing::info!(
-                    revision,
-                    generation = staged,
-                    reason,
-                    "made the first key, activating in {delay}"
-                );
-            }
-            Action::Stage => {
-                tracing::info!(
-                    revision,
-                    generation = staged,
-                    reason,
-                    "staged generation {staged}, activating in {delay}"
-                );
-            }
-            Action::Activate => match id(Some(after), Role::Retiring) {
-                0 => tracing::info!(revision, generation = active, reason, "activated generation {active}"),
-                old => tracing::info!(
-                    revision,
-                    generation = active,
-                    reason,
-                    "activated generation {active}, dropping generation {old} in {delay}"
-                ),
-            },
-            Action::Drop => {
-                self.metrics.rotations.inc();
-                let old = id(before, Role::Retiring);
-                let next =
-                    after.next_rotation.map_or_else(String::new, |at| format!(", next rotation at {at:.0}"));
-                tracing::info!(revision, generation = old, reason, "dropped generation {old}{next}");
-            }
-            Action::Rekey => tracing::info!(revision, reason, "gave nodes new incarnations"),
-            Action::Reset => tracing::info!(revision, reason, "emptied the ring, encryption is off"),
-        }
+/// Whether it would do harm to decide on this by an old view. A rekey does none: at worst a node gets one more.
+const fn needs_proof(action: Action) -> bool {
+    match action {
+        Action::Begin | Action::Stage | Action::Activate | Action::Drop => true,
+        Action::Wait | Action::Rekey | Action::Reset => false,
+    }
+}
+
+impl Look {
+    /// The names of the nodes that need new incarnations.
+    fn rekeyed(&self) -> BTreeSet<String> {
+        let nodes = self.view.iter().flat_map(|view| &view.nodes);
+        nodes
+            .filter(|node| node.uid.is_some_and(|uid| self.facts.rekey.contains_key(&uid)))
+            .map(|node| node.name.clone())
+            .collect()
     }
 }
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use kube::CustomResourceExt;
+use secureoverlay_daemon::node_encryption::NodeEncryption;
 use serde_json::{Value, json};
 
 fn manifest(text: &str) -> Vec<Value> {
@@ -35,12 +37,21 @@ const AGENT: &str = "ucp-secureoverlay-agent";
 const MANAGER: &str = "ucp-secureoverlay-mgr";
 
 #[test]
-fn ours_has_every_object_of_mkes_and_two_namespaced_roles() {
+fn ours_has_every_object_of_mkes_two_namespaced_roles_and_one_kind() {
     let ours: BTreeSet<_> = names(&ours()).into_iter().collect();
     let mkes: BTreeSet<_> = names(&mkes()).into_iter().collect();
     assert!(mkes.is_subset(&ours), "{mkes:?}");
     let more: Vec<_> = ours.difference(&mkes).map(|(kind, name)| (kind.as_str(), name.as_str())).collect();
-    assert_eq!(more, [("Role", AGENT), ("Role", MANAGER), ("RoleBinding", AGENT), ("RoleBinding", MANAGER)]);
+    assert_eq!(
+        more,
+        [
+            ("CustomResourceDefinition", "nodeencryptions.secureoverlay.io"),
+            ("Role", AGENT),
+            ("Role", MANAGER),
+            ("RoleBinding", AGENT),
+            ("RoleBinding", MANAGER)
+        ]
+    );
 }
 
 #[test]
@@ -70,8 +81,10 @@ fn one_can_be_applied_over_the_other() {
 #[test]
 fn deletion_starts_with_the_daemon_set_and_ends_with_the_rights() {
     let kinds: Vec<_> = names(&ours()).into_iter().map(|(kind, _)| kind).collect();
-    assert_eq!(kinds[..5], ["DaemonSet", "Secret", "Deployment", "ServiceAccount", "ServiceAccount"]);
-    assert!(kinds[5..].iter().all(|kind| kind.contains("Role")), "{kinds:?}");
+    let first =
+        ["DaemonSet", "Secret", "Deployment", "CustomResourceDefinition", "ServiceAccount", "ServiceAccount"];
+    assert_eq!(kinds[..6], first);
+    assert!(kinds[6..].iter().all(|kind| kind.contains("Role")), "{kinds:?}");
 }
 
 #[test]
@@ -82,9 +95,67 @@ fn applying_again_cannot_touch_the_ring() {
 }
 
 #[test]
+fn the_definition_is_the_programs() {
+    let ours = ours();
+    let definition = find(&ours, "CustomResourceDefinition", "nodeencryptions.secureoverlay.io");
+    let generated = serde_json::to_value(NodeEncryption::crd()).unwrap();
+    assert_eq!(*definition, generated, "put what `ucp-secureoverlay-mgr crd` prints into the manifest");
+}
+
+/// What the API server makes of v1 since 1.20: structural schemas, in which only some keywords are known.
+#[test]
+fn the_definition_is_structural() {
+    fn check(path: &str, schema: &Value) {
+        let known = [
+            "type",
+            "description",
+            "title",
+            "properties",
+            "required",
+            "items",
+            "additionalProperties",
+            "format",
+            "nullable",
+            "default",
+            "minimum",
+            "maximum",
+            "minLength",
+            "maxLength",
+            "pattern",
+            "enum",
+        ];
+        for key in schema.as_object().unwrap().keys() {
+            assert!(known.contains(&key.as_str()), "{path}: {key}");
+        }
+        assert!(schema["type"].is_string(), "{path} has no type");
+        let choices = schema["enum"].as_array().into_iter().flatten();
+        assert!(choices.into_iter().all(|choice| !choice.is_null()), "{path}: null among the choices");
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            check(&format!("{path}.{name}"), property);
+        }
+        for inner in ["items", "additionalProperties"].map(|key| &schema[key]) {
+            if !inner.is_null() {
+                check(&format!("{path}[]"), inner);
+            }
+        }
+    }
+    let generated = serde_json::to_value(NodeEncryption::crd()).unwrap();
+    check("", &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+}
+
+#[test]
+fn ours_waits_for_acknowledgements() {
+    let env = |objects: &[Value]| pod(find(objects, "Deployment", MANAGER))["containers"][0]["env"].clone();
+    assert_eq!(env(&ours()), json!([{"name": "SECUREOVERLAY_ACKNOWLEDGEMENTS", "value": "required"}]));
+    assert!(env(&mkes()).is_null());
+}
+
+#[test]
 fn rights_are_the_least() {
     let ours = ours();
     let rule = |group: &str, resource: &str, name: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "resourceNames": [name], "verbs": verbs});
+    let all = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+    let group = "secureoverlay.io";
     let watch = ["get", "list", "watch"];
     assert_eq!(
         find(&ours, "Role", AGENT)["rules"],
@@ -94,16 +165,25 @@ fn rights_are_the_least() {
         find(&ours, "Role", MANAGER)["rules"],
         json!([
             rule("", "secrets", "ucp-secureoverlay", &["get", "update"]),
-            rule("apps", "daemonsets", AGENT, &["get"])
+            rule("apps", "daemonsets", AGENT, &["get"]),
+            all("", "events", &["create"])
         ])
     );
     assert_eq!(
         find(&ours, "ClusterRole", AGENT)["rules"],
-        json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": watch}])
+        json!([
+            all("", "nodes", &watch),
+            all(group, "nodeencryptions", &["get", "create", "patch"]),
+            all(group, "nodeencryptions/status", &["patch"])
+        ])
     );
     assert_eq!(
         find(&ours, "ClusterRole", MANAGER)["rules"],
-        json!([{"nonResourceURLs": ["/version"], "verbs": ["get"]}])
+        json!([
+            all("", "nodes", &["list", "watch"]),
+            all(group, "nodeencryptions", &["list", "watch"]),
+            all(group, "nodeencryptions/status", &["patch"])
+        ])
     );
 }
 

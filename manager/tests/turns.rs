@@ -7,74 +7,27 @@ mod fake;
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, StatusCode};
-use fake::{Fake, status};
-use jiff::{SignedDuration, Timestamp};
-use prometheus_client::registry::Registry;
-use rand::{
-    TryRng,
-    rngs::{SysError, SysRng},
+use fake::{
+    Fake,
+    bench::{Bench, DELAY, INTERVAL, manager, options},
+    status,
 };
+use jiff::Timestamp;
+use rand::rngs::SysError;
 use secureoverlay_common::{
+    names::ROTATE,
     ring::{Enforcement, Ring, Role},
-    rotation::Settings,
-    suite::Suite,
 };
 use secureoverlay_manager::{
-    metrics::Metrics,
+    cluster::Cluster,
+    notices::{self, Notice},
     store::StoreError,
-    turn::{Manager, Now, Outcome, Random, TurnError},
+    turn::{Now, Options, Outcome, TurnError},
 };
 use serde_json::{Value, json};
 
-const DELAY: Duration = Duration::from_secs(180);
-const INTERVAL: Duration = Duration::from_secs(12 * 3600);
 const ONE: &str = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b01";
 const TWO: &str = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b02";
-
-/// A manager and its clocks.
-struct Bench {
-    fake: Fake,
-    manager: Manager,
-    now: Now,
-}
-
-impl Bench {
-    fn new(fake: &Fake) -> Self {
-        let now = Now { wall: "2026-11-20T03:00:00Z".parse().unwrap(), monotonic: Instant::now() };
-        Self { fake: fake.clone(), manager: manager(fake, |bytes| SysRng.try_fill_bytes(bytes)), now }
-    }
-
-    async fn turn(&mut self) -> Result<Outcome, TurnError> {
-        let now = self.now;
-        self.manager.turn(|| now).await
-    }
-
-    fn advance(&mut self, by: Duration) {
-        self.now.monotonic += by;
-        self.now.wall += SignedDuration::try_from(by).unwrap();
-    }
-
-    /// Turns until there is nothing to do, and what the ring holds then.
-    async fn settle(&mut self) -> Vec<(u64, Role)> {
-        while self.turn().await.unwrap() == Outcome::Written {}
-        self.fake.ring().generations.iter().map(|generation| (generation.id, generation.role)).collect()
-    }
-
-    /// With generation 1 active.
-    async fn steady(fake: &Fake) -> Self {
-        let mut bench = Self::new(fake);
-        bench.settle().await;
-        bench.advance(DELAY);
-        assert_eq!(bench.settle().await, [(1, Role::Active)]);
-        fake.writes();
-        bench
-    }
-}
-
-fn manager(fake: &Fake, random: Random) -> Manager {
-    let settings = Settings { interval: INTERVAL, suite: Suite::Aes128Gcm8 };
-    Manager::new(fake.client(), settings, DELAY, Metrics::register(&mut Registry::default()), random)
-}
 
 #[tokio::test]
 async fn the_first_key_and_one_rotation() {
@@ -98,6 +51,25 @@ async fn the_first_key_and_one_rotation() {
     let secret = fake.state().secret.clone().unwrap();
     assert_eq!(secret["metadata"]["labels"], json!({"team": "network"}));
     assert_eq!(secret["metadata"]["annotations"], json!({"note": "ours"}));
+}
+
+#[tokio::test]
+async fn a_request_is_heard_where_time_decides_too() {
+    let fake = Fake::new();
+    let mut bench = Bench::steady(&fake).await;
+    fake.state().secret.as_mut().unwrap()["metadata"]["annotations"][ROTATE] = json!("now");
+    assert_eq!(bench.settle().await, [(1, Role::Active), (2, Role::Staged)]);
+    assert_eq!(fake.writes(), 1);
+    let secret = fake.state().secret.clone().unwrap();
+    assert_eq!(secret["metadata"]["annotations"], json!({"note": "ours"}));
+    bench.advance(DELAY);
+    assert_eq!(bench.settle().await, [(1, Role::Retiring), (2, Role::Active)]);
+    let words: Vec<_> = bench.told();
+    assert!(
+        words.iter().all(|notice| matches!(notice, Notice::Event { .. })),
+        "nobody can be awaited: {words:?}"
+    );
+    assert!(!fake.calls().iter().any(|call| call.contains("nodes")), "there is no right to look");
 }
 
 #[tokio::test]
@@ -332,7 +304,8 @@ async fn a_stray_answer_about_the_daemon_set_switches_nothing_off() {
 #[tokio::test]
 async fn without_random_bytes_no_key_is_made() {
     let fake = Fake::new();
-    let mut manager = manager(&fake, |_| Err(SysError::UNSUPPORTED));
+    let options = Options { random: |_| Err(SysError::UNSUPPORTED), ..options() };
+    let mut manager = manager(&fake, options, Cluster::default(), notices::queue().0);
     let now = Now { wall: Timestamp::UNIX_EPOCH, monotonic: Instant::now() };
     assert!(matches!(manager.turn(|| now).await, Err(TurnError::Random(_))));
     assert_eq!(fake.writes(), 0);

@@ -10,3 +10,4 @@ pub mod log;
 pub mod node_encryption;
 pub mod process;
 pub mod signal;
+pub mod watched_node;

@@ -118,6 +118,9 @@ impl Cluster {
 
     pub fn delete(&self, manifest: Manifest) {
         self.kubectl(&["delete", "--ignore-not-found", "--wait=false", "-f", "-"], &self.text(manifest));
+        // A definition goes after its objects; one that is on its way out would take back what is applied next.
+        let definition = "customresourcedefinitions/nodeencryptions.secureoverlay.io";
+        self.kubectl(&["delete", "--ignore-not-found", definition], "");
     }
 
     /// A client with the rights of a ServiceAccount.

@@ -10,4 +10,5 @@ mod manifests;
 mod program;
 mod rights;
 mod story;
+mod word;
 mod writes;

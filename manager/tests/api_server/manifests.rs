@@ -16,7 +16,7 @@ async fn both_apply_and_are_idempotent() {
         let left = cluster.kubectl(
             &[
                 "get",
-                "secrets,serviceaccounts,daemonsets.apps,deployments.apps,roles,rolebindings,clusterroles,clusterrolebindings",
+                "secrets,serviceaccounts,daemonsets.apps,deployments.apps,roles,rolebindings,clusterroles,clusterrolebindings,customresourcedefinitions",
                 "--namespace=kube-system",
                 "--output=name",
             ],

@@ -21,6 +21,12 @@ pub struct Program {
 impl Program {
     /// Rotates every `interval`, steps `delay` apart.
     pub async fn start(kubeconfig: &Path, interval: &str, delay: &str) -> Self {
+        let timed = ["--acknowledgements", "timed", "--propagation-delay", delay];
+        Self::with(kubeconfig, &[&["--rotation-interval", interval], &timed[..]].concat()).await
+    }
+
+    /// With these flags.
+    pub async fn with(kubeconfig: &Path, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ucp-secureoverlay-mgr"))
             .env_clear()
             .env("KUBECONFIG", kubeconfig)
@@ -28,7 +34,7 @@ impl Program {
             .env("SECUREOVERLAY_LOG_FORMAT", "json")
             .env("SECUREOVERLAY_LISTEN", "127.0.0.1:0")
             .env("SECUREOVERLAY_POLL_INTERVAL", "100ms")
-            .args(["--rotation-interval", interval, "--propagation-delay", delay])
+            .args(flags)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -6,13 +6,20 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::{
     Api, Client,
-    api::{ListParams, PostParams, WatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchParams},
 };
 use secureoverlay_common::names::{NAMESPACE, SECRET};
-use secureoverlay_daemon::access;
+use secureoverlay_daemon::{
+    access,
+    node_encryption::{NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus},
+};
+use secureoverlay_manager::{
+    notices::{self, Notice, Reason},
+    view,
+};
 use serde_json::json;
 
-use crate::cluster::{AGENT, Cluster, MANAGER, Manifest};
+use crate::cluster::{AGENT, Cluster, MANAGER, Manifest, until};
 
 const VERBS: [&str; 8] = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
 
@@ -22,7 +29,9 @@ type Object = (&'static str, &'static str, &'static str, Option<&'static str>, O
 const HERE: Option<&str> = Some(NAMESPACE);
 const ELSEWHERE: Option<&str> = Some("default");
 
-const OBJECTS: [Object; 18] = [
+const OURS: &str = "secureoverlay.io";
+
+const OBJECTS: [Object; 24] = [
     ("the Secret", "", "secrets", Some(SECRET), HERE),
     ("another Secret", "", "secrets", Some("other"), HERE),
     ("all Secrets here", "", "secrets", None, HERE),
@@ -38,6 +47,12 @@ const OBJECTS: [Object; 18] = [
     ("Pods", "", "pods", None, HERE),
     ("ConfigMaps", "", "configmaps", None, HERE),
     ("Events", "", "events", None, HERE),
+    ("Events elsewhere", "", "events", None, ELSEWHERE),
+    ("Events of the other kind", "events.k8s.io", "events", None, HERE),
+    ("a NodeEncryption", OURS, "nodeencryptions", Some("a"), None),
+    ("all NodeEncryptions", OURS, "nodeencryptions", None, None),
+    ("a NodeEncryption's status", OURS, "nodeencryptions/status", Some("a"), None),
+    ("the definition of NodeEncryption", "apiextensions.k8s.io", "customresourcedefinitions", None, None),
     ("tokens", "", "serviceaccounts/token", Some(MANAGER), HERE),
     ("RoleBindings", "rbac.authorization.k8s.io", "rolebindings", None, HERE),
     ("ClusterRoles", "rbac.authorization.k8s.io", "clusterroles", None, None),
@@ -69,13 +84,33 @@ async fn ours_grants_the_least() {
     // Over MKE's, whose far wider rights must be gone then.
     cluster.apply(Manifest::Mke);
     cluster.apply(Manifest::Ours);
+    // A right to all objects of a kind is one to each of them, and the other way round for what is not named.
+    let write: &[&str] = &["get", "create", "patch"];
     assert_eq!(
         table(&cluster.as_account(AGENT)).await,
-        lines(&[(READ, "the Secret"), (READ, "the DaemonSet"), (READ, "a Node"), (READ, "all Nodes")])
+        lines(&[
+            (READ, "the Secret"),
+            (READ, "the DaemonSet"),
+            (READ, "a Node"),
+            (READ, "all Nodes"),
+            (write, "a NodeEncryption"),
+            (write, "all NodeEncryptions"),
+            (&["patch"], "a NodeEncryption's status"),
+        ])
     );
+    let watch: &[&str] = &["list", "watch"];
     assert_eq!(
         table(&cluster.as_account(MANAGER)).await,
-        lines(&[(&["get", "update"], "the Secret"), (&["get"], "the DaemonSet")])
+        lines(&[
+            (&["get", "update"], "the Secret"),
+            (&["get"], "the DaemonSet"),
+            (watch, "a Node"),
+            (watch, "all Nodes"),
+            (watch, "a NodeEncryption"),
+            (watch, "all NodeEncryptions"),
+            (&["patch"], "a NodeEncryption's status"),
+            (&["create"], "Events"),
+        ])
     );
 }
 
@@ -121,4 +156,46 @@ async fn the_answers_hold_for_real_requests() {
     assert!(forbidden(manager.list(&ListParams::default().fields(&named)).await.unwrap_err()));
     assert!(forbidden(manager.create(&PostParams::default(), &secret).await.unwrap_err()));
     manager.replace(SECRET, &PostParams::default(), &secret).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_acknowledgement_is_written_by_agents_and_read_by_the_manager() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Ours);
+    let forbidden = |error: kube::Error| matches!(error, kube::Error::Api(status) if status.code == 403);
+    let agent = Api::<NodeEncryption>::all(cluster.as_account(AGENT));
+    let object = NodeEncryption::new("a", NodeEncryptionSpec {});
+    until("the definition is served", async || agent.create(&PostParams::default(), &object).await.ok())
+        .await;
+    let uid = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b01";
+    let word = json!({"status": {"acknowledgement": {"node": uid, "boot": uid, "newest": 7}, "revision": 7}});
+    let params = PatchParams::default();
+    agent.patch_status("a", &params, &Patch::Merge(word)).await.unwrap();
+    agent.get("a").await.unwrap();
+    assert!(forbidden(agent.list(&ListParams::default()).await.unwrap_err()));
+    assert!(forbidden(agent.delete("a", &DeleteParams::default()).await.unwrap_err()));
+
+    let client = cluster.as_account(MANAGER);
+    let manager = Api::<NodeEncryption>::all(client.clone());
+    assert_eq!(view::list(&client).await.unwrap().said["a"].newest, 7);
+    assert!(forbidden(manager.create(&PostParams::default(), &object).await.unwrap_err()));
+    assert!(forbidden(manager.patch("a", &params, &Patch::Merge(json!({"spec": {}}))).await.unwrap_err()));
+
+    // What people are told arrives.
+    let (outbox, notices) = notices::queue();
+    let secret = cluster.secrets().get(SECRET).await.unwrap().metadata.uid;
+    outbox.put(Notice::Awaited { node: "a".to_owned(), what: Some("receiving generation 8".to_owned()) });
+    outbox.put(Notice::Event { reason: Reason::RotationWaiting, note: "for a".to_owned(), secret });
+    drop(outbox);
+    notices::deliver(client, notices).await;
+    let status = manager_view(&cluster).await;
+    assert_eq!((status.awaited.as_deref(), status.revision), (Some("receiving generation 8"), 7));
+    let shown = cluster.kubectl(&["describe", "secret", SECRET, "--namespace=kube-system"], "");
+    assert!(shown.contains("RotationWaiting"), "{shown}");
+    let shown = cluster.kubectl(&["get", "nodeencryptions"], "");
+    assert!(shown.contains("receiving generation 8"), "{shown}");
+}
+
+async fn manager_view(cluster: &Cluster) -> NodeEncryptionStatus {
+    Api::<NodeEncryption>::all(cluster.admin.clone()).get("a").await.unwrap().status.unwrap()
 }

@@ -7,13 +7,16 @@ use prometheus_client::registry::Registry;
 use rand::{TryRng, rngs::SysRng};
 use secureoverlay_common::{
     ring::{Ring, Role},
-    rotation::Settings,
     suite::Suite,
 };
 use secureoverlay_manager::{
+    cluster::Cluster as ClusterView,
     metrics::Metrics,
-    store::{Store, Written},
-    turn::{Manager, Now, Outcome},
+    notices,
+    schedule::Schedule,
+    source::Acknowledgements,
+    store::{Requests, Store, Written},
+    turn::{Manager, Now, Options, Outcome},
 };
 
 use crate::cluster::{Cluster, MANAGER, Manifest};
@@ -26,7 +29,10 @@ async fn of_two_writers_one_wins() {
     for round in 0..20 {
         let ((_, one), (_, two)) = (store.read().await.unwrap(), store.read().await.unwrap());
         let (first, second) = (Ring::off(2 * round + 1, None), Ring::off(2 * round + 2, None));
-        let (one, two) = tokio::join!(store.replace(one, &first), store.replace(two, &second));
+        let (one, two) = tokio::join!(
+            store.replace(one, &first, Requests::default()),
+            store.replace(two, &second, Requests::default())
+        );
         let written = match (one.unwrap(), two.unwrap()) {
             (Written::Done, Written::Conflict) => first,
             (Written::Conflict, Written::Done) => second,
@@ -41,12 +47,17 @@ async fn two_managers_make_one_key() {
     let cluster = Cluster::fresh().await;
     cluster.apply(Manifest::Ours);
     let manager = || {
-        let settings = Settings { interval: Duration::from_secs(3600), suite: Suite::Aes128Gcm8 };
+        let options = Options {
+            schedule: Schedule::Every(Duration::from_secs(3600)),
+            suite: Suite::Aes128Gcm8,
+            acknowledgements: Acknowledgements::Timed,
+            delay: Duration::from_secs(60),
+            limit: Duration::from_secs(3600),
+            random: |bytes| SysRng.try_fill_bytes(bytes),
+        };
         let metrics = Metrics::register(&mut Registry::default());
-        let delay = Duration::from_secs(60);
-        Manager::new(cluster.as_account(MANAGER), settings, delay, metrics, |bytes| {
-            SysRng.try_fill_bytes(bytes)
-        })
+        let (cluster_view, (outbox, _)) = (ClusterView::default(), notices::queue());
+        Manager::new(cluster.as_account(MANAGER), options, metrics, cluster_view, outbox)
     };
     let (mut one, mut two) = (manager(), manager());
     let now = Now { wall: Timestamp::now(), monotonic: Instant::now() };

@@ -1,12 +1,18 @@
-//! An API server that holds one Secret and one DaemonSet, and remembers what it was asked.
+//! An API server that holds one Secret, one DaemonSet, Nodes and NodeEncryptions, and remembers what it was asked.
+
+#![allow(dead_code, reason = "each test program uses its own part of it")]
+
+pub mod bench;
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard},
 };
 
 use axum::http::{Method, Request, Response, StatusCode};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use futures::{StreamExt, channel::mpsc::UnboundedReceiver, stream};
 use kube::{Client, client::Body};
 use secureoverlay_common::ring::Ring;
 use serde_json::{Value, json};
@@ -14,6 +20,9 @@ use tower::service_fn;
 
 const SECRET: &str = "/api/v1/namespaces/kube-system/secrets/ucp-secureoverlay";
 const DAEMON_SET: &str = "/apis/apps/v1/namespaces/kube-system/daemonsets/ucp-secureoverlay-agent";
+const NODES: &str = "/api/v1/nodes";
+const ENCRYPTIONS: &str = "/apis/secureoverlay.io/v1alpha1/nodeencryptions";
+const EVENTS: &str = "/api/v1/namespaces/kube-system/events";
 const REVIEW: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 #[derive(Clone)]
@@ -24,10 +33,21 @@ pub struct State {
     /// The DaemonSet's metadata.
     pub daemon_set: Option<Value>,
     pub may_read_daemon_set: bool,
+    pub may_list_nodes: bool,
+    /// By name.
+    pub nodes: BTreeMap<String, Value>,
+    /// By name.
+    pub encryptions: BTreeMap<String, Value>,
+    /// As they were posted.
+    pub events: Vec<Value>,
+    /// What watches of the Nodes tell from now on.
+    pub watch: Option<UnboundedReceiver<Value>>,
     /// Method and path of every request.
     pub calls: Vec<String>,
     /// Requests of this method are answered with this, whatever they are.
     pub refuse: Option<(Method, StatusCode, String)>,
+    /// Requests of this path are refused with this.
+    pub refuse_path: Option<(String, StatusCode)>,
     /// The DaemonSet is answered for with this.
     pub override_daemon_set: Option<(StatusCode, String)>,
     /// Another writer changes the Secret once, between our reading and our writing.
@@ -48,8 +68,14 @@ impl Fake {
             secret: Some(secret),
             daemon_set: None,
             may_read_daemon_set: false,
+            may_list_nodes: false,
+            nodes: BTreeMap::new(),
+            encryptions: BTreeMap::new(),
+            events: Vec::new(),
+            watch: None,
             calls: Vec::new(),
             refuse: None,
+            refuse_path: None,
             override_daemon_set: None,
             interfere: false,
         })))
@@ -67,8 +93,12 @@ impl Fake {
                 async move {
                     let (parts, body) = request.into_parts();
                     let body = body.collect_bytes().await.unwrap();
-                    let (status, answer) = fake.answer(&parts.method, parts.uri.path(), &body);
-                    let mut response = Response::new(Body::from(answer.into_bytes()));
+                    let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+                    if query.contains("watch=true") {
+                        return Ok(fake.watch(path));
+                    }
+                    let (status, answer) = fake.answer(&parts.method, path, query, &body);
+                    let mut response = Response::new(axum::body::Body::from(answer));
                     *response.status_mut() = status;
                     Ok::<_, Infallible>(response)
                 }
@@ -77,11 +107,26 @@ impl Fake {
         )
     }
 
-    fn answer(&self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, String) {
+    /// One that tells what [`State::watch`] yields, or nothing for ever.
+    fn watch(&self, path: &str) -> Response<axum::body::Body> {
+        let mut state = self.state();
+        state.calls.push(format!("WATCH {path}"));
+        let events = if path == NODES { state.watch.take() } else { None };
+        let lines = match events {
+            Some(events) => events.map(|event| Ok::<_, Infallible>(format!("{event}\n"))).boxed(),
+            None => stream::pending().boxed(),
+        };
+        Response::new(axum::body::Body::from_stream(lines))
+    }
+
+    fn answer(&self, method: &Method, path: &str, query: &str, body: &[u8]) -> (StatusCode, String) {
         let mut state = self.state();
         state.calls.push(format!("{method} {path}"));
         if let Some((_, status, text)) = state.refuse.as_ref().filter(|(refused, ..)| refused == method) {
             return (*status, text.clone());
+        }
+        if let Some((_, code)) = state.refuse_path.as_ref().filter(|(refused, _)| refused == path) {
+            return status(*code, "InternalError", "refused for the test", &Value::Null);
         }
         match (method, path) {
             (&Method::GET, SECRET) => match &state.secret {
@@ -120,9 +165,30 @@ impl Fake {
             (&Method::POST, REVIEW) => {
                 let mut review: Value = serde_json::from_slice(body).unwrap();
                 let asked = &review["spec"]["resourceAttributes"];
-                assert_eq!((&asked["verb"], &asked["resource"]), (&json!("get"), &json!("daemonsets")));
-                review["status"] = json!({"allowed": state.may_read_daemon_set});
+                let allowed = match (asked["verb"].as_str().unwrap(), asked["resource"].as_str().unwrap()) {
+                    ("get", "daemonsets") => state.may_read_daemon_set,
+                    ("list", "nodes" | "nodeencryptions") => state.may_list_nodes,
+                    other => panic!("unexpected question: {other:?}"),
+                };
+                review["status"] = json!({"allowed": allowed});
                 (StatusCode::CREATED, review.to_string())
+            }
+            (&Method::GET, NODES) => list(&state.nodes, query),
+            (&Method::GET, ENCRYPTIONS) => list(&state.encryptions, query),
+            (&Method::POST, EVENTS) => {
+                let event: Value = serde_json::from_slice(body).unwrap();
+                state.events.push(event.clone());
+                (StatusCode::CREATED, event.to_string())
+            }
+            (&Method::PATCH, path) => {
+                let name = path.strip_prefix(&format!("{ENCRYPTIONS}/")).unwrap();
+                let name = name.strip_suffix("/status").unwrap();
+                let patch: Value = serde_json::from_slice(body).unwrap();
+                let Some(object) = state.encryptions.get_mut(name) else {
+                    return not_found("nodeencryptions", name);
+                };
+                object["status"]["awaited"] = patch["status"]["awaited"].clone();
+                (StatusCode::OK, object.to_string())
             }
             _ => panic!("unexpected request: {method} {path}"),
         }
@@ -150,6 +216,19 @@ impl Fake {
     pub fn writes(&self) -> usize {
         self.calls().iter().filter(|call| call.starts_with("PUT")).count()
     }
+}
+
+/// A page of a list, as `limit` and `continue` ask for.
+fn list(objects: &BTreeMap<String, Value>, query: &str) -> (StatusCode, String) {
+    let parameter = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find_map(|(other, value)| (other == name).then(|| value.parse::<usize>().unwrap()))
+    };
+    let (from, limit) = (parameter("continue").unwrap_or(0), parameter("limit").expect("lists are paged"));
+    let items: Vec<_> = objects.values().skip(from).take(limit).collect();
+    let next = (from + items.len() < objects.len()).then(|| (from + items.len()).to_string());
+    let metadata = json!({"resourceVersion": "1", "continue": next});
+    (StatusCode::OK, json!({"metadata": metadata, "items": items}).to_string())
 }
 
 impl State {

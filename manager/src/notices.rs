@@ -1,0 +1,198 @@
+//! What people are told by way of the API: Events about the Secret, and `status.awaited` of single nodes.
+//!
+//! A rotation never waits for this: notices are queued, and dropped where the queue is full or the API server refuses.
+
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use secureoverlay_common::names::{NAMESPACE, SECRET};
+use secureoverlay_daemon::{client::describe, node_encryption::NodeEncryption};
+use serde_json::json;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+/// More than one turn ever has to say.
+const QUEUE: usize = 100;
+/// The API server takes 1,024 bytes.
+const NOTE: usize = 1000;
+const COMPONENT: &str = "ucp-secureoverlay-mgr";
+
+/// What happened, as `kubectl get events` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A generation was made.
+    RotationStarted,
+    /// Nodes send with a new generation.
+    KeyActivated,
+    /// The old generation is gone.
+    RotationCompleted,
+    /// Nodes are awaited.
+    RotationWaiting,
+    /// Nodes are awaited for longer than unreachable ones would be.
+    RotationStalled,
+    /// The Secret holds something that is no ring.
+    RingUnreadable,
+    /// The Secret was emptied, and holds the ring again.
+    RingRestored,
+    /// Nodes got new incarnations.
+    NodesRekeyed,
+}
+
+impl Reason {
+    const fn is_a_warning(self) -> bool {
+        matches!(self, Self::RotationStalled | Self::RingUnreadable | Self::RingRestored)
+    }
+}
+
+/// One thing to tell. Never holds a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// An Event about the Secret.
+    Event {
+        /// What happened.
+        reason: Reason,
+        /// In a sentence.
+        note: String,
+        /// UID of the Secret.
+        secret: Option<String>,
+    },
+    /// What is awaited of a node.
+    Awaited {
+        /// The node's name.
+        node: String,
+        /// `None` where nothing is.
+        what: Option<String>,
+    },
+}
+
+/// Where notices are put.
+#[derive(Clone, Debug)]
+pub struct Outbox(Sender<Notice>);
+
+/// An outbox, and what is put into it.
+#[must_use]
+pub fn queue() -> (Outbox, Receiver<Notice>) {
+    let (sender, receiver) = channel(QUEUE);
+    (Outbox(sender), receiver)
+}
+
+impl Outbox {
+    /// Never waits.
+    pub fn put(&self, notice: Notice) {
+        if self.0.try_send(notice).is_err() {
+            tracing::debug!("too much to tell, an Event or a status is left out");
+        }
+    }
+}
+
+/// Sends what comes, for as long as something can come.
+pub async fn deliver(client: Client, mut notices: Receiver<Notice>) {
+    let mut failing = false;
+    while let Some(notice) = notices.recv().await {
+        match send(&client, notice).await {
+            Ok(()) => failing = false,
+            Err(error) => {
+                let error = describe(&error);
+                // MKE's manifest does not grant these rights, and all is well there.
+                if failing {
+                    tracing::debug!(error, "still cannot write Events or the status of nodes");
+                } else {
+                    tracing::info!(error, "cannot write Events or the status of nodes; rotations go on");
+                }
+                failing = true;
+            }
+        }
+    }
+}
+
+async fn send(client: &Client, notice: Notice) -> Result<(), kube::Error> {
+    let result = match notice {
+        Notice::Event { reason, note, secret } => {
+            let event = event(reason, note, secret);
+            let events = Api::<Event>::namespaced(client.clone(), NAMESPACE);
+            events.create(&PostParams::default(), &event).await.map(drop)
+        }
+        Notice::Awaited { node, what } => {
+            let patch = Patch::Merge(json!({"status": {"awaited": what}}));
+            let encryptions = Api::<NodeEncryption>::all(client.clone());
+            let name = &node;
+            // Only whether it was taken counts, not whether all of the object can be read.
+            let answer = encryptions.patch_status(name, &PatchParams::default(), &patch).await.map(drop);
+            match answer {
+                Err(kube::Error::SerdeError(_)) => Ok(()),
+                answer => answer,
+            }
+        }
+    };
+    match result {
+        // A node that has never said anything has no object yet.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        result => result,
+    }
+}
+
+fn event(reason: Reason, mut note: String, secret: Option<String>) -> Event {
+    if note.len() > NOTE {
+        note.truncate((0..=NOTE).rfind(|at| note.is_char_boundary(*at)).unwrap_or(0));
+        note.push('…');
+    }
+    let now = Time(jiff::Timestamp::now());
+    Event {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{SECRET}.")),
+            namespace: Some(NAMESPACE.to_owned()),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            name: Some(SECRET.to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
+            uid: secret,
+            ..ObjectReference::default()
+        },
+        type_: Some(if reason.is_a_warning() { "Warning" } else { "Normal" }.to_owned()),
+        reason: Some(format!("{reason:?}")),
+        message: Some(note),
+        source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: None }),
+        count: Some(1),
+        first_timestamp: Some(now.clone()),
+        last_timestamp: Some(now),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_found_beside_the_secret() {
+        let event = event(Reason::RotationStalled, "ü".repeat(NOTE), Some("a-uid".to_owned()));
+        let object = &event.involved_object;
+        assert_eq!((object.uid.as_deref(), object.namespace.as_deref()), (Some("a-uid"), Some(NAMESPACE)));
+        assert_eq!(event.metadata.namespace.as_deref(), Some(NAMESPACE));
+        assert_eq!(event.reason.as_deref(), Some("RotationStalled"));
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        assert!(event.message.unwrap().len() < 1024, "or the API server refuses it");
+    }
+
+    #[test]
+    fn a_full_queue_is_no_reason_to_wait() {
+        let (outbox, mut receiver) = queue();
+        for _ in 0..2 * QUEUE {
+            outbox.put(Notice::Awaited { node: "a".to_owned(), what: None });
+        }
+        let mut count = 0;
+        while receiver.try_recv().is_ok() {
+            count += 1;
+        }
+        assert_eq!(count, QUEUE);
+        drop(receiver);
+        outbox.put(Notice::Awaited { node: "a".to_owned(), what: None });
+    }
+}

@@ -1,0 +1,247 @@
+//! `ucp-secureoverlay-mgr rotate`: asks the manager for a new key, and follows what becomes of it.
+//!
+//! It needs what the manager itself has, `get` and `update` of the Secret, so that it works in the manager's pod as from
+//! a workstation. Nothing is rotated here: the request is an annotation, and the manager answers it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use kube::Client;
+use secureoverlay_common::{
+    ring::{Ring, RingError, Role},
+    rotation::Names,
+    uid::Uid,
+};
+use secureoverlay_daemon::client;
+use tokio::time::sleep;
+
+use crate::{
+    encryptions::WatchedEncryption,
+    run::USER_AGENT,
+    store::{Requests, Store, Written},
+    view::{ENCRYPTIONS, pages},
+};
+
+/// Somebody else keeps writing.
+const ATTEMPTS: usize = 20;
+const LOOK: Duration = Duration::from_secs(1);
+/// The nodes are many, and not awaited before 15 s.
+const LOOKS: u32 = 5;
+/// A manager that is alive has taken a request up by then.
+const TAKEN_UP: Duration = Duration::from_secs(30);
+
+/// Flags of the command.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// Stay until the new key is in use and the old one is gone, and tell how it goes
+    #[arg(long)]
+    pub wait: bool,
+    /// Go on without nodes that don't answer: 30 seconds a step is all that they get. They lose the packets of those
+    /// that have gone on, until they catch up. While a rotation is under way, only that one is pressed on
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What is asked for, and how one knows that it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goal {
+    requests: Requests,
+    /// The generation that is to be replaced; `None` where the end of the rotation under way is all.
+    replace: Option<Option<Uid>>,
+}
+
+/// Where a rotation is, with the number of the new generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing has happened yet.
+    Asked,
+    /// Every node gets it.
+    Staged(u64),
+    /// It is in use, and the old one is still received.
+    Draining(u64),
+    /// It is the only one.
+    Done(u64),
+}
+
+/// Asks, and waits where that is wanted.
+///
+/// # Errors
+/// Where the request can't be made, or what became of it can't be seen.
+pub async fn rotate(args: &Args) -> anyhow::Result<()> {
+    let client = client::connect(USER_AGENT).await?;
+    let goal = ask(&Store::new(client.clone()), args.force).await?;
+    match (goal.replace, goal.requests.press_on) {
+        (None, _) => println!("a rotation is under way and goes on without the nodes that it waits for"),
+        (Some(_), false) => println!("asked for a rotation"),
+        (Some(_), true) => println!("asked for a rotation that goes on without nodes that don't answer"),
+    }
+    if args.wait { follow(&client, goal).await } else { Ok(()) }
+}
+
+/// Writes the request beside the ring.
+///
+/// # Errors
+/// Where the Secret can't be read or written, or holds no ring.
+pub async fn ask(store: &Store, force: bool) -> anyhow::Result<Goal> {
+    for _ in 0..ATTEMPTS {
+        let (ring, held) = store.read().await?;
+        let goal = Goal::new(readable(ring)?.as_ref(), force);
+        match store.request(held, goal.requests).await? {
+            Written::Done => return Ok(goal),
+            Written::Conflict => sleep(Duration::from_millis(100)).await,
+        }
+    }
+    bail!("somebody else keeps writing the Secret: try again")
+}
+
+fn readable(ring: Result<Ring, RingError>) -> anyhow::Result<Option<Ring>> {
+    match ring {
+        Ok(ring) => Ok(Some(ring)),
+        Err(RingError::Empty) => Ok(None),
+        Err(error) => Err(error).context("nothing can be rotated until the ring in the Secret is mended"),
+    }
+}
+
+async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
+    let (store, start) = (Store::new(client.clone()), Instant::now());
+    let (mut said, mut awaited, mut hinted) = (None, String::new(), false);
+    let mut looks = 0_u32;
+    loop {
+        let (ring, held) = store.read().await?;
+        let phase = goal.phase(readable(ring)?.as_ref(), held.requests);
+        if said != Some(phase) {
+            match phase {
+                Phase::Asked => println!("waiting for the manager"),
+                Phase::Staged(id) => println!("generation {id} is on its way to every node"),
+                Phase::Draining(id) => println!("generation {id} is active, the old one is draining"),
+                Phase::Done(id) => {
+                    println!("generation {id} is active, no other is left");
+                    return Ok(());
+                }
+            }
+            said = Some(phase);
+        }
+        if phase == Phase::Asked && !hinted && start.elapsed() > TAKEN_UP {
+            eprintln!("the manager has not taken it up yet: is ucp-secureoverlay-mgr running, and ready?");
+            hinted = true;
+        }
+        if looks.is_multiple_of(LOOKS) {
+            let now_awaited = who(client).await;
+            if now_awaited != awaited && !now_awaited.is_empty() {
+                println!("{now_awaited}");
+            }
+            awaited = now_awaited;
+        }
+        looks = looks.wrapping_add(1);
+        sleep(LOOK).await;
+    }
+}
+
+/// Whom the manager waits for, as far as we may see that.
+async fn who(client: &Client) -> String {
+    let Ok(list) = pages::<WatchedEncryption>(client, ENCRYPTIONS).await else { return String::new() };
+    let mut nodes = BTreeMap::<String, BTreeSet<String>>::new();
+    for (node, said) in list.into_iter().map(WatchedEncryption::into_parts) {
+        if let Some(what) = said.awaited {
+            nodes.entry(what).or_default().insert(node);
+        }
+    }
+    let lines: Vec<String> =
+        nodes.iter().map(|(what, nodes)| format!("waiting for {}: {what}", Names(nodes))).collect();
+    lines.join("\n")
+}
+
+impl Goal {
+    fn new(ring: Option<&Ring>, force: bool) -> Self {
+        if force && ring.is_some_and(under_way) {
+            return Self { requests: Requests { rotate: false, press_on: true }, replace: None };
+        }
+        let active = ring.and_then(Ring::active).map(|active| active.uid);
+        Self { requests: Requests { rotate: true, press_on: force }, replace: Some(active) }
+    }
+
+    /// Where the rotation is, by the ring and the requests in the Secret.
+    #[must_use]
+    pub fn phase(&self, ring: Option<&Ring>, pending: Requests) -> Phase {
+        let with_role = |role| ring.and_then(|ring| ring.with_role(role)).map(|generation| generation.id);
+        match (with_role(Role::Retiring), ring.and_then(Ring::active), with_role(Role::Staged)) {
+            (Some(_), Some(active), _) => Phase::Draining(active.id),
+            (_, _, Some(staged)) => Phase::Staged(staged),
+            (_, Some(active), None) => {
+                let newer = self.replace.is_none_or(|before| before != Some(active.uid));
+                // Still there, it is about to be answered by one more rotation.
+                if newer && !(self.requests.rotate && pending.rotate) {
+                    Phase::Done(active.id)
+                } else {
+                    Phase::Asked
+                }
+            }
+            (_, None, None) => Phase::Asked,
+        }
+    }
+}
+
+/// Whether a rotation, the first key included, has begun and not ended.
+fn under_way(ring: &Ring) -> bool {
+    ring.with_role(Role::Staged).is_some() || ring.with_role(Role::Retiring).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use secureoverlay_common::ring::Enforcement;
+    use serde_json::json;
+
+    use super::*;
+
+    fn ring(roles: &[(u64, &str)]) -> Ring {
+        let mut ring = Ring::off(1, None);
+        ring.enforcement = Enforcement::Permissive;
+        for (id, role) in roles {
+            let generation = json!({
+                "id": id, "uid": format!("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b{id:03}"), "role": role,
+                "suite": "aes128gcm8", "key": "AAECAwQFBgcICQoLDA0ODw==", "spiSeed": "AAECAwQFBgcICQoLDA0ODw==",
+                "createdAt": "2026-11-20T03:00:00Z", "roleSince": "2026-11-20T03:00:00Z",
+            });
+            ring.generations.push(serde_json::from_value(generation).unwrap());
+        }
+        ring
+    }
+
+    const NONE: Requests = Requests { rotate: false, press_on: false };
+    const ROTATE: Requests = Requests { rotate: true, press_on: false };
+
+    #[test]
+    fn a_rotation_is_followed_to_its_end() {
+        let goal = Goal::new(Some(&ring(&[(1, "active")])), false);
+        assert_eq!(goal.requests, ROTATE);
+        let phase = |roles: &[(u64, &str)], pending| goal.phase(Some(&ring(roles)), pending);
+        assert_eq!(phase(&[(1, "active")], ROTATE), Phase::Asked);
+        assert_eq!(phase(&[(1, "active"), (2, "staged")], NONE), Phase::Staged(2));
+        assert_eq!(phase(&[(1, "retiring"), (2, "active")], NONE), Phase::Draining(2));
+        assert_eq!(phase(&[(2, "active")], NONE), Phase::Done(2));
+        assert_eq!(phase(&[(1, "active")], NONE), Phase::Asked, "taken off by somebody: nothing was rotated");
+    }
+
+    #[test]
+    fn a_request_during_a_rotation_is_for_another_one() {
+        let goal = Goal::new(Some(&ring(&[(1, "active"), (2, "staged")])), false);
+        assert_eq!(goal.requests, ROTATE);
+        assert_eq!(goal.phase(Some(&ring(&[(2, "active")])), ROTATE), Phase::Asked, "the one before it");
+        assert_eq!(goal.phase(Some(&ring(&[(3, "active")])), NONE), Phase::Done(3));
+    }
+
+    #[test]
+    fn force_presses_on_what_is_under_way() {
+        for roles in [[(1, "active"), (2, "staged")], [(1, "retiring"), (2, "active")]] {
+            let goal = Goal::new(Some(&ring(&roles)), true);
+            assert_eq!(goal.requests, Requests { rotate: false, press_on: true });
+            assert_eq!(goal.phase(Some(&ring(&[(2, "active")])), NONE), Phase::Done(2));
+        }
+        let goal = Goal::new(Some(&ring(&[(1, "active")])), true);
+        assert_eq!(goal.requests, Requests { rotate: true, press_on: true });
+        assert_eq!(Goal::new(None, false).phase(None, ROTATE), Phase::Asked);
+    }
+}

@@ -1,0 +1,173 @@
+//! What the manager says of what it does: in the log, in Events, in metrics.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use secureoverlay_common::{
+    ring::{Ring, RingError, Role},
+    rotation::{Action, Cause, Decision, Facts, Names},
+};
+use secureoverlay_daemon::duration::Human;
+
+use crate::{
+    metrics::Metrics,
+    notices::{Notice, Outbox, Reason},
+    store::Requests,
+    waiting::Waiting,
+};
+
+/// A write that was done.
+pub struct Act<'a> {
+    /// What it was.
+    pub decision: &'a Decision,
+    /// The ring before.
+    pub before: Option<&'a Ring>,
+    /// The ring in the Secret now.
+    pub after: &'a Ring,
+    /// What was asked for.
+    pub requests: Requests,
+    /// The nodes that got new incarnations.
+    pub rekeyed: BTreeSet<String>,
+    /// How long the next step is away, where time decides.
+    pub delay: Option<Duration>,
+}
+
+/// Says what changes, once.
+pub struct Teller {
+    metrics: Metrics,
+    outbox: Outbox,
+    waiting: Waiting,
+    /// What was said of a ring that can't be read.
+    unreadable: Option<String>,
+    /// UID of the Secret, which Events are about.
+    secret: Option<String>,
+}
+
+impl Teller {
+    /// `limit`: how long nodes that are not ready are waited for.
+    #[must_use]
+    pub const fn new(metrics: Metrics, outbox: Outbox, limit: Duration) -> Self {
+        Self { metrics, outbox, waiting: Waiting::new(limit), unreadable: None, secret: None }
+    }
+
+    /// The Secret as of now.
+    pub fn secret(&mut self, uid: Option<&str>) {
+        if self.secret.as_deref() != uid {
+            self.secret = uid.map(str::to_owned);
+        }
+    }
+
+    /// The Secret holds no ring.
+    pub fn unreadable(&mut self, error: &RingError) {
+        self.metrics.unreadable();
+        let text = error.to_string();
+        if self.unreadable.as_ref() != Some(&text) {
+            self.event(
+                Reason::RingUnreadable,
+                format!("{text}. Nodes go on with the keys they hold; the Secret is left as it is until this is mended"),
+            );
+            self.unreadable = Some(text);
+        }
+    }
+
+    /// The Secret holds `ring`, or nothing yet.
+    pub fn readable(&mut self, ring: Option<&Ring>) {
+        self.metrics.show(ring);
+        self.unreadable = None;
+    }
+
+    /// The ring was put back into a Secret that was emptied.
+    pub fn restored(&self, ring: &Ring) {
+        self.metrics.restored.inc();
+        let text = "the Secret was emptied, as re-applying MKE's manifest does: the ring is back as it was, nothing was rotated";
+        tracing::warn!(revision = ring.revision, "{text}");
+        self.event(Reason::RingRestored, text.to_owned());
+    }
+
+    /// Whom the rotation waits for. `shown` is what the nodes' objects say about that.
+    pub fn waits(
+        &mut self,
+        ring: Option<&Ring>,
+        facts: &Facts,
+        shown: impl FnOnce() -> BTreeMap<String, String>,
+        now: Instant,
+    ) {
+        let words = self.waiting.words(ring, facts, shown, now);
+        self.metrics.waits(words.count, words.waited);
+        if let Some((reason, note)) = words.event {
+            match reason {
+                Reason::RotationStalled => tracing::warn!("the rotation is stalled: {note}"),
+                _ => tracing::info!("{note}"),
+            }
+            self.event(reason, note);
+        }
+        for (node, what) in words.awaited {
+            self.outbox.put(Notice::Awaited { node, what });
+        }
+    }
+
+    /// A write was done.
+    pub fn acted(&self, act: &Act<'_>) {
+        let id = |ring: Option<&Ring>, role| ring.and_then(|ring| ring.with_role(role)).map_or(0, |g| g.id);
+        let (revision, reason) = (act.after.revision, act.decision.reason.as_str());
+        let staged = id(Some(act.after), Role::Staged);
+        let active = id(Some(act.after), Role::Active);
+        let when = |condition: &str| {
+            act.delay.map_or_else(|| format!("when {condition}"), |delay| format!("in {}", Human(delay)))
+        };
+        match act.decision.action {
+            Action::Wait => {}
+            Action::Begin | Action::Stage => {
+                let asked = act.requests.rotate;
+                self.metrics.started(act.decision.cause.unwrap_or(Cause::First), asked);
+                let text =
+                    format!("staged generation {staged}, activating {}", when("every node receives it"));
+                tracing::info!(revision, generation = staged, reason, "{text}");
+                self.event(Reason::RotationStarted, format!("{text} ({reason})"));
+            }
+            Action::Activate => match id(Some(act.after), Role::Retiring) {
+                0 => {
+                    let text = format!("activated generation {active}");
+                    tracing::info!(revision, generation = active, reason, "{text}");
+                    self.event(Reason::KeyActivated, text);
+                    self.event(
+                        Reason::RotationCompleted,
+                        format!("generation {active} is the first one in use{}", next(act.after)),
+                    );
+                }
+                old => {
+                    let text = format!(
+                        "activated generation {active}, dropping generation {old} {}",
+                        when("nobody sends with it")
+                    );
+                    tracing::info!(revision, generation = active, reason, "{text}");
+                    self.event(Reason::KeyActivated, text);
+                }
+            },
+            Action::Drop => {
+                self.metrics.rotations.inc();
+                let old = id(act.before, Role::Retiring);
+                let text = format!("dropped generation {old}{}", next(act.after));
+                tracing::info!(revision, generation = old, reason, "{text}");
+                self.event(Reason::RotationCompleted, text);
+            }
+            Action::Rekey => {
+                self.metrics.rekeys.inc();
+                let text = format!("new incarnations for nodes that lost SAs: {}", Names(&act.rekeyed));
+                tracing::info!(revision, reason, "{text}");
+                self.event(Reason::NodesRekeyed, text);
+            }
+            Action::Reset => tracing::info!(revision, reason, "emptied the ring, encryption is off"),
+        }
+    }
+
+    fn event(&self, reason: Reason, note: String) {
+        self.outbox.put(Notice::Event { reason, note, secret: self.secret.clone() });
+    }
+}
+
+fn next(ring: &Ring) -> String {
+    ring.next_rotation.map_or_else(String::new, |at| format!(", next rotation at {at:.0}"))
+}

@@ -1,0 +1,294 @@
+//! When people are told that a rotation waits, and for whom. Pure: the clock is an argument.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use secureoverlay_common::{
+    ring::{Ring, Role},
+    rotation::{Answer, Facts, Names},
+    uid::Uid,
+};
+use secureoverlay_daemon::duration::Human;
+
+use crate::notices::Reason;
+
+/// Every rotation waits a little; only this is worth a word.
+const QUIET: Duration = Duration::from_secs(15);
+/// Between two Events about the same wait.
+const REPEAT: Duration = Duration::from_secs(600);
+/// So many nodes are told that they are awaited.
+const NODES: usize = 20;
+/// What the objects say is believed again after this: our own writes have reached the watch by then.
+const RECHECK: Duration = Duration::from_secs(60);
+
+/// Nodes that are awaited, and what for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wait<'f> {
+    /// The generation, and the role that it is in.
+    phase: (Uid, Role),
+    nodes: &'f BTreeSet<String>,
+    what: String,
+}
+
+impl<'f> Wait<'f> {
+    fn find(ring: Option<&Ring>, facts: &'f Facts) -> Option<Self> {
+        let ring = ring?;
+        let awaits = |answer: &'f Answer| match answer {
+            Answer::Awaits { nodes, .. } => Some(nodes),
+            Answer::Yes | Answer::In(_) => None,
+        };
+        if let (Some(old), Some(active)) = (ring.with_role(Role::Retiring), ring.active()) {
+            let what = format!("switching to generation {}", active.id);
+            return awaits(&facts.nobody_sends).map(|nodes| Self { phase: (old.uid, old.role), nodes, what });
+        }
+        let staged = ring.with_role(Role::Staged)?;
+        let what = format!("receiving generation {}", staged.id);
+        awaits(&facts.all_receive).map(|nodes| Self { phase: (staged.uid, staged.role), nodes, what })
+    }
+}
+
+/// What there is to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words {
+    /// An Event.
+    pub event: Option<(Reason, String)>,
+    /// What a node's `status.awaited` is to be, where that is another than it is.
+    pub awaited: BTreeMap<String, Option<String>>,
+    /// Nodes that are awaited now.
+    pub count: usize,
+    /// For how long this phase has waited for any.
+    pub waited: Duration,
+}
+
+/// Remembers what was told.
+#[derive(Debug)]
+pub struct Waiting {
+    limit: Duration,
+    wait: Option<Told>,
+    /// What the nodes' objects say, with our own writes.
+    awaited: BTreeMap<String, String>,
+    checked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Told {
+    phase: (Uid, Role),
+    since: Instant,
+    event: Option<(Reason, Instant)>,
+}
+
+impl Waiting {
+    /// A wait for longer than `limit` is a stall.
+    #[must_use]
+    pub const fn new(limit: Duration) -> Self {
+        Self { limit, wait: None, awaited: BTreeMap::new(), checked: None }
+    }
+
+    /// What to tell at `now`. `shown` is what the nodes' objects say that they are awaited for.
+    pub fn words(
+        &mut self,
+        ring: Option<&Ring>,
+        facts: &Facts,
+        shown: impl FnOnce() -> BTreeMap<String, String>,
+        now: Instant,
+    ) -> Words {
+        if self.checked.is_none_or(|at| now.saturating_duration_since(at) >= RECHECK) {
+            self.awaited = shown();
+            self.checked = Some(now);
+        }
+        let mut words = Words::default();
+        let mut wanted = BTreeMap::new();
+        self.wait = Wait::find(ring, facts).map(|wait| {
+            let mut told = match self.wait.take() {
+                Some(told) if told.phase == wait.phase => told,
+                _ => Told { phase: wait.phase, since: now, event: None },
+            };
+            words.count = wait.nodes.len();
+            words.waited = now.saturating_duration_since(told.since);
+            if words.waited >= QUIET {
+                wanted =
+                    wait.nodes.iter().take(NODES).map(|node| (node.clone(), wait.what.clone())).collect();
+                words.event = told.event(&wait, words.waited, self.limit, now);
+            }
+            told
+        });
+        for node in self.awaited.keys().filter(|node| !wanted.contains_key(*node)) {
+            words.awaited.insert(node.clone(), None);
+        }
+        for (node, what) in &wanted {
+            if self.awaited.get(node) != Some(what) {
+                words.awaited.insert(node.clone(), Some(what.clone()));
+            }
+        }
+        self.awaited = wanted;
+        words
+    }
+}
+
+impl Told {
+    fn event(
+        &mut self,
+        wait: &Wait<'_>,
+        waited: Duration,
+        limit: Duration,
+        now: Instant,
+    ) -> Option<(Reason, String)> {
+        let reason = if waited > limit { Reason::RotationStalled } else { Reason::RotationWaiting };
+        let again = |(last, at)| last != reason || now.saturating_duration_since(at) >= REPEAT;
+        if !self.event.is_none_or(again) {
+            return None;
+        }
+        self.event = Some((reason, now));
+        let time = Human(Duration::from_secs(waited.as_secs()));
+        let mut note = format!("waiting for {time} for {}: {}", Names(wait.nodes), wait.what);
+        if reason == Reason::RotationStalled {
+            note.push_str(
+                ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
+                 (ucp-secureoverlay-mgr rotate --force)",
+            );
+        }
+        Some((reason, note))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secureoverlay_common::ring::Enforcement;
+    use serde_json::json;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3600);
+
+    fn ring(roles: &[(u64, &str)]) -> Ring {
+        let mut ring = Ring::off(1, None);
+        ring.enforcement = Enforcement::Permissive;
+        for (id, role) in roles {
+            let generation = json!({
+                "id": id, "uid": format!("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b{id:03}"), "role": role,
+                "suite": "aes128gcm8", "key": "AAECAwQFBgcICQoLDA0ODw==", "spiSeed": "AAECAwQFBgcICQoLDA0ODw==",
+                "createdAt": "2026-11-20T03:00:00Z", "roleSince": "2026-11-20T03:00:00Z",
+            });
+            ring.generations.push(serde_json::from_value(generation).unwrap());
+        }
+        ring
+    }
+
+    fn awaits(count: usize) -> Answer {
+        let nodes = (1..=count).map(|n| format!("node-{n:02}")).collect();
+        Answer::Awaits { nodes, look_in: LIMIT }
+    }
+
+    struct Case {
+        waiting: Waiting,
+        ring: Ring,
+        facts: Facts,
+        shown: BTreeMap<String, String>,
+        now: Instant,
+    }
+
+    impl Case {
+        fn new(roles: &[(u64, &str)], answer: Answer) -> Self {
+            let facts = Facts::of(answer.clone(), answer);
+            let waiting = Waiting::new(LIMIT);
+            Self { waiting, ring: ring(roles), facts, shown: BTreeMap::new(), now: Instant::now() }
+        }
+
+        fn words(&mut self) -> Words {
+            let shown = self.shown.clone();
+            let words = self.waiting.words(Some(&self.ring), &self.facts, || shown, self.now);
+            for (node, what) in &words.awaited {
+                match what {
+                    Some(what) => self.shown.insert(node.clone(), what.clone()),
+                    None => self.shown.remove(node),
+                };
+            }
+            words
+        }
+
+        fn after(&mut self, time: Duration) -> Words {
+            self.now += time;
+            self.words()
+        }
+    }
+
+    const STAGED: [(u64, &str); 2] = [(42, "active"), (43, "staged")];
+
+    #[test]
+    fn a_short_wait_is_no_news() {
+        let mut case = Case::new(&STAGED, awaits(2));
+        assert_eq!(case.words(), Words { count: 2, ..Words::default() });
+        let words = case.after(QUIET);
+        let note = "waiting for 15s for node-01, node-02: receiving generation 43".to_owned();
+        assert_eq!(words.event, Some((Reason::RotationWaiting, note)));
+        let what = Some("receiving generation 43".to_owned());
+        assert_eq!(
+            words.awaited,
+            BTreeMap::from([("node-01".into(), what.clone()), ("node-02".into(), what)])
+        );
+        assert_eq!((words.count, words.waited), (2, QUIET));
+    }
+
+    #[test]
+    fn events_repeat_but_not_often_and_a_stall_is_told_at_once() {
+        let mut case = Case::new(&STAGED, awaits(1));
+        case.words();
+        let mut events = Vec::new();
+        for minute in 0..=62 {
+            events.extend(case.after(Duration::from_secs(60)).event.map(|(reason, _)| (minute, reason)));
+        }
+        let (waiting, stalled) = (Reason::RotationWaiting, Reason::RotationStalled);
+        let expected = [0, 10, 20, 30, 40, 50].map(|minute| (minute, waiting));
+        assert_eq!(events, [&expected[..], &[(60, stalled)]].concat());
+    }
+
+    #[test]
+    fn each_phase_waits_anew() {
+        let mut case = Case::new(&STAGED, awaits(1));
+        case.words();
+        case.after(QUIET);
+        case.ring = ring(&[(42, "retiring"), (43, "active")]);
+        let words = case.words();
+        assert_eq!((words.event, words.waited), (None, Duration::ZERO));
+        assert_eq!(words.awaited, BTreeMap::from([("node-01".into(), None)]), "it received");
+        let words = case.after(QUIET);
+        assert!(words.event.unwrap().1.ends_with("node-01: switching to generation 43"));
+    }
+
+    #[test]
+    fn what_nodes_are_told_is_taken_back() {
+        let mut case = Case::new(&STAGED, awaits(2));
+        case.words();
+        case.after(QUIET);
+        case.facts.all_receive = awaits(1);
+        assert_eq!(case.words().awaited, BTreeMap::from([("node-02".into(), None)]));
+        assert_eq!(case.words().awaited, BTreeMap::new(), "once");
+        case.facts.all_receive = Answer::Yes;
+        assert_eq!(case.words().awaited, BTreeMap::from([("node-01".into(), None)]));
+        // What a manager before this one said, too.
+        let mut case = Case::new(&[(43, "active")], Answer::Yes);
+        case.shown.insert("node-07".into(), "receiving generation 41".into());
+        assert_eq!(case.words().awaited, BTreeMap::from([("node-07".into(), None)]));
+    }
+
+    #[test]
+    fn a_word_that_got_lost_is_said_again() {
+        let mut case = Case::new(&STAGED, awaits(1));
+        case.words();
+        case.after(QUIET);
+        case.shown.clear();
+        assert_eq!(case.words().awaited, BTreeMap::new(), "it may be on its way");
+        assert_eq!(case.after(RECHECK).awaited.len(), 1);
+    }
+
+    #[test]
+    fn a_whole_cluster_is_not_written_to() {
+        let mut case = Case::new(&STAGED, awaits(50));
+        case.words();
+        let words = case.after(QUIET);
+        assert_eq!((words.awaited.len(), words.count), (NODES, 50));
+        assert!(words.event.unwrap().1.contains("node-05 and 45 more"));
+    }
+}
