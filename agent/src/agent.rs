@@ -7,6 +7,7 @@ use std::{
 };
 
 use secureoverlay_common::{
+    acknowledged::Acknowledgement,
     node::NodeFacts,
     ring::{Enforcement, Ring},
     uid::Uid,
@@ -14,9 +15,11 @@ use secureoverlay_common::{
 };
 
 use crate::{
+    acknowledging::{acknowledge, nothing},
     descent::Descent,
     held::{Content, Held, Installation},
     plan::Stage,
+    reconcile::Outcome,
     removal::{Sighting, Verdict, Watched},
     roster::{Peers, Roster, View},
 };
@@ -77,15 +80,6 @@ pub struct Program {
     pub peers: Arc<Peers>,
 }
 
-/// How an attempt to reach a target went.
-#[derive(Clone, Copy, Debug)]
-pub struct Attempt {
-    /// Everything is as it should be.
-    pub complete: bool,
-    /// When to look again although nothing changes.
-    pub wake_at: Option<Instant>,
-}
-
 /// What to find out when the process is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
@@ -119,6 +113,9 @@ pub struct Agent {
     under_way: Option<Target>,
     reached: Option<Target>,
     retry: Duration,
+    said: Option<Acknowledgement>,
+    /// The highest id of a generation in this installation's rings.
+    newest: (Option<Uid>, u64),
 }
 
 impl Agent {
@@ -143,6 +140,8 @@ impl Agent {
             under_way: None,
             reached: None,
             retry: RETRY_FIRST,
+            said: None,
+            newest: (None, 0),
         }
     }
 
@@ -240,13 +239,17 @@ impl Agent {
         Some(target)
     }
 
-    /// Takes how the attempt at the last target went.
-    pub fn attempted(&mut self, attempt: Attempt, now: Instant) {
+    /// Takes how the attempt at the last target went; `None` where the kernel could not be read.
+    pub fn attempted(&mut self, outcome: Option<&Outcome>, now: Instant) {
         let Some(target) = self.under_way.take() else { return };
+        let complete = outcome.is_some_and(Outcome::is_complete);
         if let Some(descent) = &mut self.descent {
-            descent.applied(target.stage, attempt.complete, now);
+            descent.applied(target.stage, complete, now);
         }
-        let again = if attempt.complete {
+        if let Some(outcome) = outcome {
+            self.acknowledge(&target, outcome);
+        }
+        let again = if complete {
             self.retry = RETRY_FIRST;
             self.settings.resync
         } else {
@@ -254,8 +257,31 @@ impl Agent {
             self.retry = (2 * self.retry).min(RETRY_LAST);
             pause
         };
-        self.look_at = earliest(earliest(self.look_at, attempt.wake_at), Some(now + again));
-        self.reached = attempt.complete.then_some(target);
+        let wake_at = outcome.and_then(|outcome| outcome.wake_at);
+        self.look_at = earliest(earliest(self.look_at, wake_at), Some(now + again));
+        self.reached = complete.then_some(target);
+    }
+
+    /// What was reached is said, not what is held: a newer ring may be waiting.
+    fn acknowledge(&mut self, target: &Target, outcome: &Outcome) {
+        let Some(Program { ring, local, .. }) = &target.content else {
+            self.said = self.said.as_ref().map(nothing);
+            return;
+        };
+        let installation = match self.installation {
+            Installation::Known(uid) => Some(uid),
+            Installation::Pending | Installation::Unreadable => None,
+        };
+        let (of, newest) = self.newest;
+        let newest = if of == installation { newest.max(ring.newest()) } else { ring.newest() };
+        self.newest = (installation, newest);
+        self.said = Some(acknowledge(ring, local, installation, newest, outcome));
+    }
+
+    /// What this node has to say, once it knows its Node and has looked at its kernel.
+    #[must_use]
+    pub const fn acknowledgement(&self) -> Option<&Acknowledgement> {
+        self.said.as_ref()
     }
 
     /// When [`Self::next`] may have something; `None` while an attempt is under way.

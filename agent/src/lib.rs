@@ -1,5 +1,6 @@
 //! The agent of SecureOverlay as a library: everything but the command line.
 
+pub mod acknowledging;
 pub mod agent;
 pub mod cleanup;
 pub mod config;
@@ -7,11 +8,12 @@ pub mod daemon_set;
 pub mod descent;
 pub mod diff;
 pub mod held;
+pub mod journal;
 pub mod kernel;
 pub mod lock;
 pub mod metrics;
-#[cfg(test)]
-mod model_kernel;
+#[cfg(any(test, feature = "model"))]
+pub mod model_kernel;
 pub mod mtu;
 pub mod nodes;
 pub mod plan;

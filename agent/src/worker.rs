@@ -9,10 +9,11 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     agent::{Program, Target},
+    journal::Journal,
     kernel::{Kernel, KernelError, LinkSocket},
     mtu,
     plan::{self, Plan, Sender, SpiCollision, Stage},
-    reconcile::{Outcome, Reconciler},
+    reconcile::{Limits, Outcome, Reconciler},
 };
 
 /// How often MTUs are looked at while nothing else is to do.
@@ -41,10 +42,11 @@ pub struct Attempted {
 }
 
 /// Brings the kernel to each target that comes in `targets`, until nobody can send one any more. `open` is called
-/// until it succeeds.
+/// until it succeeds; `journal` tells what earlier agents gave to the kernel.
 pub fn work<K: Kernel>(
     mut open: impl FnMut() -> Result<K, KernelError>,
     mut measure: impl FnMut(&Program) -> Result<mtu::Facts, KernelError>,
+    (mut journal, limits): (Journal, Limits),
     targets: &Receiver<Target>,
     news: &UnboundedSender<News>,
 ) {
@@ -61,7 +63,13 @@ pub fn work<K: Kernel>(
                         &current.insert((target, plan)).1
                     }
                 };
-                let run = run(&mut reconciler, &mut open, plan, begun);
+                let run = match &mut reconciler {
+                    Some(reconciler) => reconciler.run(plan, begun),
+                    None => open().and_then(|kernel| {
+                        let journal = std::mem::take(&mut journal);
+                        reconciler.insert(Reconciler::with(kernel, journal, limits)).run(plan, begun)
+                    }),
+                };
                 let attempted = Attempted {
                     run: run.map_err(|error| error.to_string()),
                     states: plan.states.len(),
@@ -101,19 +109,6 @@ pub fn make_plan(target: &Target) -> Plan {
             Plan { sender, ..Plan::default() }
         }
     }
-}
-
-fn run<K: Kernel>(
-    reconciler: &mut Option<Reconciler<K>>,
-    open: &mut impl FnMut() -> Result<K, KernelError>,
-    plan: &Plan,
-    now: Instant,
-) -> Result<Outcome, KernelError> {
-    let reconciler = match reconciler {
-        Some(reconciler) => reconciler,
-        None => reconciler.insert(Reconciler::new(open()?)),
-    };
-    reconciler.run(plan, now)
 }
 
 /// Reads the MTUs that matter from this node's kernel.

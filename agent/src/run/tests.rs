@@ -89,7 +89,15 @@ impl Whole {
         let (targets, jobs) = blocking::channel();
         let (reports, news) = mpsc::unbounded_channel();
         let opened = kernel.clone();
-        thread::spawn(move || worker::work(|| Ok(opened.clone()), |_| Ok(Facts::default()), &jobs, &reports));
+        thread::spawn(move || {
+            worker::work(
+                || Ok(opened.clone()),
+                |_| Ok(Facts::default()),
+                Default::default(),
+                &jobs,
+                &reports,
+            );
+        });
         let settings = Settings {
             debounce: Duration::from_millis(1),
             resync: Duration::from_secs(60),
