@@ -28,6 +28,18 @@ pub enum Keeping {
     Failing,
 }
 
+impl Keeping {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+            Self::Failing => "failing",
+        }
+    }
+}
+
 /// The file can't be written.
 #[derive(Debug, thiserror::Error)]
 #[error("writing the journal {path}: {source}")]
