@@ -7,6 +7,7 @@ use std::{
 };
 
 use secureoverlay_common::{
+    acknowledged::Acknowledgement,
     node::NodeFacts,
     ring::{Enforcement, Ring},
     uid::Uid,
@@ -14,9 +15,11 @@ use secureoverlay_common::{
 };
 
 use crate::{
+    acknowledging::acknowledge,
     descent::Descent,
     held::{Content, Held, Installation},
     plan::Stage,
+    reconcile::Outcome,
     removal::{Sighting, Verdict, Watched},
     roster::{Peers, Roster, View},
 };
@@ -77,15 +80,6 @@ pub struct Program {
     pub peers: Arc<Peers>,
 }
 
-/// How an attempt to reach a target went.
-#[derive(Clone, Copy, Debug)]
-pub struct Attempt {
-    /// Everything is as it should be.
-    pub complete: bool,
-    /// When to look again although nothing changes.
-    pub wake_at: Option<Instant>,
-}
-
 /// What to find out when the process is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
@@ -119,6 +113,10 @@ pub struct Agent {
     under_way: Option<Target>,
     reached: Option<Target>,
     retry: Duration,
+    said: Option<Acknowledgement>,
+    applied: Option<Target>,
+    /// The highest id of a generation in this installation's rings.
+    newest: (Option<Uid>, u64),
 }
 
 impl Agent {
@@ -143,6 +141,9 @@ impl Agent {
             under_way: None,
             reached: None,
             retry: RETRY_FIRST,
+            said: None,
+            applied: None,
+            newest: (None, 0),
         }
     }
 
@@ -240,13 +241,18 @@ impl Agent {
         Some(target)
     }
 
-    /// Takes how the attempt at the last target went.
-    pub fn attempted(&mut self, attempt: Attempt, now: Instant) {
+    /// Takes how the attempt at the last target went; `None` where the kernel could not be read.
+    pub fn attempted(&mut self, outcome: Option<&Outcome>, now: Instant) {
         let Some(target) = self.under_way.take() else { return };
+        let complete = outcome.is_some_and(Outcome::is_complete);
         if let Some(descent) = &mut self.descent {
-            descent.applied(target.stage, attempt.complete, now);
+            descent.applied(target.stage, complete, now);
         }
-        let again = if attempt.complete {
+        if let Some(outcome) = outcome {
+            self.acknowledge(&target, outcome);
+            self.applied = Some(target.clone());
+        }
+        let again = if complete {
             self.retry = RETRY_FIRST;
             self.settings.resync
         } else {
@@ -254,8 +260,35 @@ impl Agent {
             self.retry = (2 * self.retry).min(RETRY_LAST);
             pause
         };
-        self.look_at = earliest(earliest(self.look_at, attempt.wake_at), Some(now + again));
-        self.reached = attempt.complete.then_some(target);
+        let wake_at = outcome.and_then(|outcome| outcome.wake_at);
+        self.look_at = earliest(earliest(self.look_at, wake_at), Some(now + again));
+        self.reached = complete.then_some(target);
+    }
+
+    /// What was reached is said, not what is held: a newer ring may be waiting.
+    fn acknowledge(&mut self, target: &Target, outcome: &Outcome) {
+        let installation = match self.installation {
+            Installation::Known(uid) => Some(uid),
+            Installation::Pending | Installation::Unreadable => None,
+        };
+        let ring = target.content.as_ref().map(|program| program.ring.as_ref());
+        let local = target.content.as_ref().map(|program| program.local).or(self.view.local);
+        let newest = ring.map_or(0, Ring::newest);
+        let (of, seen) = self.newest;
+        self.newest = (installation, if of == installation { newest.max(seen) } else { newest });
+        self.said = local.map(|local| acknowledge(ring, &local, installation, self.newest.1, outcome));
+    }
+
+    /// What the kernel was last brought to, or as near to it as was possible.
+    #[must_use]
+    pub const fn applied(&self) -> Option<&Target> {
+        self.applied.as_ref()
+    }
+
+    /// What this node has to say, once it knows its Node and has looked at its kernel.
+    #[must_use]
+    pub const fn acknowledgement(&self) -> Option<&Acknowledgement> {
+        self.said.as_ref()
     }
 
     /// When [`Self::next`] may have something; `None` while an attempt is under way.

@@ -2,10 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, value_parser};
 use secureoverlay_daemon::{duration, log};
 
-use crate::agent::Settings;
+use crate::{agent::Settings, reconcile::Limits};
 
 /// Encrypts Calico's IP-in-IP traffic between nodes with IPsec: the agent for one node.
 ///
@@ -23,6 +23,9 @@ pub struct Config {
     /// Times.
     #[command(flatten)]
     pub timing: Timing,
+    /// What asks for a rotation before its time.
+    #[command(flatten)]
+    pub limits: SoftLimits,
     /// The log.
     #[command(flatten)]
     pub log: log::Args,
@@ -54,6 +57,15 @@ pub struct Node {
         value_name = "FILE"
     )]
     pub ring_file: PathBuf,
+    /// Directory for the journal of used keys, gone with the boot (tmpfs). Where it does not exist, they are remembered
+    /// only until the agent ends
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_JOURNAL_DIR",
+        default_value = "/run/secureoverlay",
+        value_name = "DIRECTORY"
+    )]
+    pub journal_dir: PathBuf,
     /// Where /healthz, /readyz and /metrics are served. The agent shares the node's network: any other address than
     /// the loopback is open to whoever reaches the node
     #[arg(long, env = "SECUREOVERLAY_LISTEN", default_value = "127.0.0.1:9467", value_name = "ADDRESS:PORT")]
@@ -82,6 +94,26 @@ pub struct Timing {
 impl From<Timing> for Settings {
     fn from(timing: Timing) -> Self {
         Self { debounce: timing.reconcile_debounce, resync: timing.resync, removal_skew: timing.removal_skew }
+    }
+}
+
+/// What asks for a rotation before its time. Packets pass beyond it.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct SoftLimits {
+    /// Ask for new keys when an SA has carried this many packets
+    #[arg(long, env = "SECUREOVERLAY_SOFT_PACKET_LIMIT", default_value_t = Limits::default().packets,
+          value_parser = value_parser!(u64).range(1..), value_name = "PACKETS")]
+    pub soft_packet_limit: u64,
+    /// Ask for new keys when an SA has carried this many bytes
+    #[arg(long, env = "SECUREOVERLAY_SOFT_BYTE_LIMIT", default_value_t = Limits::default().bytes,
+          value_parser = value_parser!(u64).range(1..), value_name = "BYTES")]
+    pub soft_byte_limit: u64,
+}
+
+impl From<SoftLimits> for Limits {
+    fn from(limits: SoftLimits) -> Self {
+        Self { packets: limits.soft_packet_limit, bytes: limits.soft_byte_limit }
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
 use secureoverlay_common::{ring::Role, uid::Uid, wire};
 
 use crate::{
-    plan::{Plan, PlannedSa, Sender},
+    journal::{Entry, Record},
+    plan::{Plan, PlannedSa, Sender, Standing},
     xfrm::{
         Action, Actual, ActualPolicy, ActualSa, Direction, IPPROTO_IPIP, Net, Op, Owner, Policy, PolicyId,
         SaId,
@@ -23,31 +24,14 @@ pub const GRACE: Duration = Duration::from_secs(600);
 /// What an agent remembers from one run to the next.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// Fingerprints of the outbound keys that were in the kernel since the agent started.
-    used: BTreeSet<u64>,
     /// What the plan before this one said of each SA.
     planned: BTreeMap<SaId, (Uid, Role)>,
     /// Whether this process has looked at the kernel before.
     looked: bool,
     /// SAs of ours that no plan explains, and until when they stay.
     unexplained: BTreeMap<SaId, Instant>,
-}
-
-impl Memory {
-    /// An operation of a plan was carried out: the key of an outbound SA is used from now on.
-    pub fn note(&mut self, done: &Op, plan: &Plan) {
-        if let Op::AddState(sa) = done
-            && let Some(planned) = plan.states.get(&sa.id)
-        {
-            self.installed(planned);
-        }
-    }
-
-    fn installed(&mut self, planned: &PlannedSa) {
-        if planned.direction == Direction::Out {
-            self.used.insert(wire::fingerprint(&planned.sa.key));
-        }
-    }
+    /// Outbound SAs that are known to be lost, so that each is counted once.
+    lost: BTreeSet<SaId>,
 }
 
 /// Operations in the order in which they are safe, in classes with a barrier after each: what depends on an earlier
@@ -60,6 +44,10 @@ pub struct Diff {
     pub unavailable: BTreeSet<SaId>,
     /// What could not be done, for people.
     pub findings: BTreeSet<Finding>,
+    /// What the comparison showed, to be written down before anything is done.
+    pub entries: Vec<Entry>,
+    /// SAs that somebody else took away since the last look.
+    pub lost: usize,
     /// When to look again although nothing changes.
     pub wake_at: Option<Instant>,
 }
@@ -73,8 +61,12 @@ pub enum Finding {
     ForeignPolicy(PolicyId),
     /// An outbound SA was lost. Its key can't be used again: sequence numbers and nonces would repeat.
     LostOutbound(SaId),
+    /// Inbound SAs were lost. They are made again, but packets that were recorded before pass once more.
+    LostInbound(usize),
     /// SAs of ours that no ring explains are kept.
     Unexplained(usize),
+    /// The journal can't be written, so that no SA may be added.
+    Journal(String),
 }
 
 impl fmt::Display for Finding {
@@ -93,9 +85,17 @@ impl fmt::Display for Finding {
             }
             Self::LostOutbound(id) => write!(
                 f,
-                "the outbound SA to {id} was removed by somebody else; its key can't be used twice: traffic to that \
-                 node is held back until the next rotation"
+                "the outbound SA to {id} was lost; its key can't be used twice: traffic to that node is held back \
+                 until this node gets new keys from the manager, at the latest with the next rotation"
             ),
+            Self::LostInbound(count) => write!(
+                f,
+                "{count} inbound SAs were removed by somebody else and are made again: what was recorded of their \
+                 traffic could be replayed, so this node asks for new keys where they are still to be used"
+            ),
+            Self::Journal(error) => {
+                write!(f, "{error}: no SA is added before that works, lest a key be used twice")
+            }
             Self::Unexplained(count) => {
                 write!(f, "{count} SAs of ours belong to no generation of the ring: kept for now")
             }
@@ -123,9 +123,17 @@ impl Diff {
     }
 }
 
-/// Compares `actual` with `plan`. Foreign entries never appear in the operations.
-pub fn diff(actual: &Actual, plan: &Plan, memory: &mut Memory, now: Instant) -> Diff {
-    let mut diff = Diff::default();
+/// Compares `actual` with `plan`, in the light of what this boot's kernel was given before. `whole` says whether that
+/// goes back to its first SA of ours. Foreign entries never appear in the operations.
+pub fn diff(
+    actual: &Actual,
+    plan: &Plan,
+    (record, whole): (&Record, bool),
+    memory: &mut Memory,
+    now: Instant,
+) -> Diff {
+    let entries = record.finish(|generation| plan.generations.contains_key(generation));
+    let mut diff = Diff { entries, ..Diff::default() };
     let states: BTreeMap<SaId, &ActualSa> = actual.states.iter().map(|sa| (sa.id, sa)).collect();
     // Only a policy with exactly our selector is in our way; others have a selector of their own.
     let policies: BTreeMap<PolicyId, &ActualPolicy> = actual
@@ -134,9 +142,14 @@ pub fn diff(actual: &Actual, plan: &Plan, memory: &mut Memory, now: Instant) -> 
         .filter(|policy| policy.protocol == IPPROTO_IPIP)
         .map(|policy| (policy.id, policy))
         .collect();
+    let known = Known { states: &states, policies: &policies, record, whole: whole || memory.looked };
+    let mut burnt = BTreeMap::new();
     for planned in plan.states.values() {
-        plan_state(&mut diff, planned, &states, &policies, memory);
+        plan_state(&mut diff, planned, plan, &known, &mut burnt);
     }
+    diff.entries
+        .extend(burnt.into_iter().map(|(generation, incarnation)| Entry::Burnt { generation, incarnation }));
+    count_losses(&mut diff, memory);
     plan_policies(&mut diff, plan, &policies);
     remove_policies(&mut diff, plan, &policies);
     remove_states(&mut diff, plan, &states, memory, now);
@@ -150,42 +163,73 @@ pub fn diff(actual: &Actual, plan: &Plan, memory: &mut Memory, now: Instant) -> 
     diff
 }
 
-/// Adopts, replaces or creates one SA.
+/// What there is to know of the kernel.
+struct Known<'k> {
+    states: &'k BTreeMap<SaId, &'k ActualSa>,
+    policies: &'k BTreeMap<PolicyId, &'k ActualPolicy>,
+    record: &'k Record,
+    /// What is not in the record was never in the kernel.
+    whole: bool,
+}
+
+/// Adopts, replaces or creates one SA. A loss is put into `burnt` with this node's incarnation.
 fn plan_state(
     diff: &mut Diff,
     planned: &PlannedSa,
-    states: &BTreeMap<SaId, &ActualSa>,
-    policies: &BTreeMap<PolicyId, &ActualPolicy>,
-    memory: &mut Memory,
+    plan: &Plan,
+    known: &Known<'_>,
+    burnt: &mut BTreeMap<Uid, u32>,
 ) {
-    let (sa, id) = (&planned.sa, planned.sa.id);
+    let (sa, id, generation) = (&planned.sa, planned.sa.id, planned.generation);
+    let Some(&Standing { role, incarnation }) = plan.generations.get(&generation) else { return };
     let outbound = planned.direction == Direction::Out;
-    let found = states.get(&id);
+    let found = known.states.get(&id);
     if found.is_some_and(|found| found.owner == Owner::Foreign) {
         diff.findings.insert(Finding::ForeignState(id));
         diff.unavailable.insert(id);
         return;
     }
+    let key = wire::fingerprint(&sa.key);
+    let entry = planned_entry(planned, incarnation);
     let adopted = found.is_some_and(|found| {
-        // Where the kernel hides keys, the same pair and SPI have to do.
-        let same_cipher =
-            found.cipher.as_ref().is_none_or(|(suite, key)| *suite == sa.suite && *key == sa.key);
+        let same_cipher = match &found.cipher {
+            Some((suite, key)) => *suite == sa.suite && *key == sa.key,
+            // Where the kernel hides keys, the record has to do, or else the same pair and SPI.
+            None => !known.whole || known.record.knows(&entry),
+        };
         found.src == sa.src && same_cipher
     });
     if adopted {
-        memory.installed(planned);
+        if !known.record.knows(&entry) {
+            diff.entries.push(entry);
+        }
         return;
     }
+    // A receiver needs nothing of a generation that nobody sends with but to be there.
+    let burns = role != Role::Retiring;
     if outbound {
         // A policy of ours that pins a missing SA shows that it was there, perhaps before this agent was.
         let out = PolicyId { direction: Direction::Out, src: Net::host(sa.src), dst: Net::host(id.dst) };
-        let pinned = policies.get(&out).is_some_and(|policy| {
+        let pinned = known.policies.get(&out).is_some_and(|policy| {
             policy.owner == Owner::Ours && policy.action == Some(Action::Esp(Some(id.spi)))
         });
-        if memory.used.contains(&wire::fingerprint(&sa.key)) || (found.is_none() && pinned && !memory.looked)
-        {
-            diff.findings.insert(Finding::LostOutbound(id));
+        let evident = found.is_none() && pinned && !known.whole;
+        if evident {
+            diff.entries.push(entry);
+        }
+        if evident || known.record.used(generation, incarnation, key) {
+            diff.unavailable.insert(id);
+            if burns {
+                diff.findings.insert(Finding::LostOutbound(id));
+                let finished = known.record.finished(&generation).unwrap_or(0);
+                burnt.insert(generation, incarnation.max(finished));
+            }
             return;
+        }
+    } else if found.is_none() && known.record.knows(&entry) {
+        diff.lost += 1;
+        if burns {
+            burnt.insert(generation, incarnation);
         }
     }
     let class = &mut diff.classes[if outbound { Diff::OUT_STATES } else { Diff::IN_STATES }];
@@ -193,6 +237,29 @@ fn plan_state(
         class.push(Op::DeleteState(id));
     }
     class.push(Op::AddState(sa.clone()));
+}
+
+/// What to remember of an SA of the plan.
+#[must_use]
+pub fn planned_entry(planned: &PlannedSa, incarnation: u32) -> Entry {
+    let (generation, key) = (planned.generation, wire::fingerprint(&planned.sa.key));
+    match planned.direction {
+        Direction::Out => Entry::Out { generation, incarnation, key },
+        Direction::In => Entry::In { generation, id: planned.sa.id, key },
+    }
+}
+
+fn count_losses(diff: &mut Diff, memory: &mut Memory) {
+    if diff.lost > 0 {
+        diff.findings.insert(Finding::LostInbound(diff.lost));
+    }
+    let lost: BTreeSet<SaId> = diff
+        .findings
+        .iter()
+        .filter_map(|finding| if let Finding::LostOutbound(id) = finding { Some(*id) } else { None })
+        .collect();
+    diff.lost += lost.difference(&memory.lost).count();
+    memory.lost = lost;
 }
 
 fn plan_policies(diff: &mut Diff, plan: &Plan, policies: &BTreeMap<PolicyId, &ActualPolicy>) {
@@ -247,7 +314,7 @@ fn remove_states(
             continue;
         }
         let dropped = memory.planned.get(&id).is_some_and(|(generation, role)| {
-            *role == Role::Retiring || plan.generations.contains(generation)
+            *role == Role::Retiring || plan.generations.contains_key(generation)
         });
         // The grace starts when there is something else to send with.
         let end = (plan.sender == Sender::Planned).then(|| former.get(&id).copied().unwrap_or(now + GRACE));

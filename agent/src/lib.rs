@@ -1,17 +1,20 @@
 //! The agent of SecureOverlay as a library: everything but the command line.
 
+pub mod acknowledging;
 pub mod agent;
+pub mod ages;
 pub mod cleanup;
 pub mod config;
 pub mod daemon_set;
 pub mod descent;
 pub mod diff;
 pub mod held;
+pub mod journal;
 pub mod kernel;
 pub mod lock;
 pub mod metrics;
-#[cfg(test)]
-mod model_kernel;
+#[cfg(any(test, feature = "model"))]
+pub mod model_kernel;
 pub mod mtu;
 pub mod nodes;
 pub mod plan;
@@ -22,6 +25,8 @@ pub mod rights;
 pub mod roster;
 pub mod run;
 pub mod source;
+pub mod status;
 pub mod watching;
 pub mod worker;
+pub mod writer;
 pub mod xfrm;

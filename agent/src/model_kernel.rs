@@ -1,41 +1,52 @@
-//! A model of the kernel's XFRM tables for tests: it behaves as Linux does and checks what must never happen.
+//! A model of the kernel's XFRM tables, for tests only (feature `model`): it behaves as Linux does and checks what must
+//! never happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    kernel::{Kernel, KernelError, OpError, OpErrorKind},
+    kernel::{Counts, Kernel, KernelError, OpError, OpErrorKind},
     xfrm::{Action, Actual, ActualPolicy, ActualSa, Direction, Net, Op, Owner, Policy, PolicyId, SaId},
 };
 
 /// SAs and policies, ours and foreign, and a count of operations after which the process dies.
 #[derive(Clone, Debug, Default)]
 pub struct ModelKernel {
+    /// SAs.
     pub states: BTreeMap<SaId, ActualSa>,
+    /// Policies.
     pub policies: BTreeMap<PolicyId, ActualPolicy>,
     /// Operations (counted over all runs) that the kernel refuses.
     pub refuse: BTreeSet<usize>,
     /// Operations after which nothing is carried out any more.
     pub dies_after: Option<usize>,
+    /// Operations that were asked for so far.
     pub done: usize,
     /// Keys of outbound SAs that were ever added, to notice a second time.
     pub outbound_keys: BTreeSet<Vec<u8>>,
     /// SAs that were deleted to be added again with another key.
     pub replacing: BTreeSet<SaId>,
+    /// SAs that [`Self::take_away`] took.
+    pub lost: BTreeSet<SaId>,
+    /// Source address of outbound SAs.
     pub local: Option<std::net::IpAddr>,
 }
 
 impl ModelKernel {
+    /// How many SAs and policies are ours.
+    #[must_use]
     pub fn ours(&self) -> usize {
         let states = self.states.values().filter(|sa| sa.owner == Owner::Ours).count();
         states + self.policies.values().filter(|policy| policy.owner == Owner::Ours).count()
     }
 
     /// What is not ours.
+    #[must_use]
     pub fn foreign(&self) -> (Vec<ActualSa>, Vec<ActualPolicy>) {
         let states = self.states.values().filter(|sa| sa.owner == Owner::Foreign).cloned().collect();
         (states, self.policies.values().filter(|policy| policy.owner == Owner::Foreign).copied().collect())
     }
 
+    /// Somebody else adds an SA.
     pub fn add_foreign_state(&mut self, id: SaId) {
         let sa = ActualSa {
             src: [198, 51, 100, 1].into(),
@@ -49,10 +60,25 @@ impl ModelKernel {
         self.states.insert(id, sa);
     }
 
+    /// Somebody else adds a policy.
     pub fn add_foreign_policy(&mut self, id: PolicyId) {
         let policy =
             ActualPolicy { id, index: 8, priority: 1, protocol: 4, owner: Owner::Foreign, action: None };
         self.policies.insert(id, policy);
+    }
+
+    /// Somebody else deletes an SA.
+    ///
+    /// # Panics
+    /// It is not there.
+    pub fn take_away(&mut self, id: SaId) {
+        assert!(self.states.remove(&id).is_some(), "{id} is not there");
+        self.lost.insert(id);
+    }
+
+    /// Somebody else deletes all SAs (`ip xfrm state flush`).
+    pub fn flush_states(&mut self) {
+        self.lost.extend(std::mem::take(&mut self.states).into_keys());
     }
 
     /// Invariants that hold whatever happens, at every moment.
@@ -61,7 +87,7 @@ impl ModelKernel {
             if let (Owner::Ours, Some(Action::Esp(Some(spi)))) = (policy.owner, policy.action) {
                 let id = SaId { dst: policy.id.dst.addr, spi };
                 assert!(
-                    self.states.contains_key(&id) || self.replacing.contains(&id),
+                    self.states.contains_key(&id) || self.replacing.contains(&id) || self.lost.contains(&id),
                     "a policy pins {id}, which is missing: all of its traffic is lost"
                 );
             }
@@ -84,6 +110,7 @@ impl ModelKernel {
                     ActualSa { src: sa.src, id: sa.id, owner, cipher, well_formed, packets: 0, bytes: 0 };
                 self.states.insert(sa.id, actual);
                 self.replacing.remove(&sa.id);
+                self.lost.remove(&sa.id);
             }
             Op::DeleteState(id) => {
                 let found = self.states.remove(id);
@@ -116,6 +143,10 @@ impl ModelKernel {
     }
 
     fn put(&mut self, policy: &Policy) {
+        if let (Direction::Out, Action::Esp(Some(spi))) = (policy.id.direction, policy.action) {
+            let id = SaId { dst: policy.id.dst.addr, spi };
+            assert!(self.states.contains_key(&id), "a policy was made to pin {id}, which is missing");
+        }
         let actual = ActualPolicy {
             id: policy.id,
             index: 0,
@@ -128,6 +159,7 @@ impl ModelKernel {
     }
 
     /// Whether a policy lets `direction` traffic between two hosts through without ESP.
+    #[must_use]
     pub fn clear(&self, id: &PolicyId) -> bool {
         let covers = |net: Net, addr: Net| net.prefix == 0 || net == addr;
         let best = self
@@ -146,15 +178,21 @@ impl Kernel for &mut ModelKernel {
         Ok(Actual { states, policies: self.policies.values().copied().collect() })
     }
 
+    fn counts(&mut self) -> Result<Option<Counts>, KernelError> {
+        let count = |entries: usize| u32::try_from(entries).unwrap_or(u32::MAX);
+        Ok(Some(Counts { states: count(self.states.len()), policies: count(self.policies.len()) }))
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
         let mut results = Vec::new();
         for op in ops {
             let at = self.done;
             self.done += 1;
             let dead = self.dies_after.is_some_and(|last| at >= last);
-            let result = match dead || self.refuse.contains(&at) {
-                true => Err(OpErrorKind::Unknown),
-                false => self.carry_out(op),
+            let result = match (dead, self.refuse.contains(&at)) {
+                (true, _) => Err(OpErrorKind::Unknown),
+                (_, true) => Err(OpErrorKind::Refused),
+                _ => self.carry_out(op),
             };
             let replaced =
                 |other: &Op| matches!((op, other), (Op::DeleteState(id), Op::AddState(sa)) if sa.id == *id);

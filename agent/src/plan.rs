@@ -43,10 +43,21 @@ pub struct Plan {
     /// Address and SPI that this node sends with, for each generation. Outbound SAs with them live as long as the
     /// generation, even when their peer is gone: a peer that comes back must not make us install a key again.
     pub own_spis: BTreeSet<(IpAddr, u32)>,
-    /// The uids of the ring's generations.
-    pub generations: BTreeSet<Uid>,
+    /// The ring's generations, by uid.
+    pub generations: BTreeMap<Uid, Standing>,
+    /// The generation that this node sends with, if it may send.
+    pub active: Option<Uid>,
     /// Pairs that can't be programmed.
     pub collisions: Vec<SpiCollision>,
+}
+
+/// A generation as this node takes part in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What it is used for.
+    pub role: Role,
+    /// This node's incarnation under it.
+    pub incarnation: u32,
 }
 
 /// What becomes of outbound policies.
@@ -83,11 +94,13 @@ pub struct SpiCollision {
     pub programmed: IpAddr,
     /// The sender that is not.
     pub left_out: IpAddr,
+    /// The generation with which it should have it.
+    pub generation: Uid,
 }
 
 impl fmt::Display for SpiCollision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { spi, programmed, left_out } = self;
+        let Self { spi, programmed, left_out, .. } = self;
         write!(
             f,
             "{programmed} and {left_out} have the same SPI {spi:#010x}: {left_out} can't send encrypted until the \
@@ -103,7 +116,11 @@ impl fmt::Display for SpiCollision {
 #[must_use]
 pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
     let mut plan = Plan {
-        generations: ring.generations.iter().map(|generation| generation.uid).collect(),
+        generations: ring
+            .generations
+            .iter()
+            .map(|generation| (generation.uid, standing(generation, local)))
+            .collect(),
         ..Plan::default()
     };
     if stage == Stage::Gone || ring.enforcement == Enforcement::Off {
@@ -128,6 +145,7 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
         plan.sender = Sender::Planned;
     } else if let Some(active) = ring.active() {
         plan.sender = Sender::Planned;
+        plan.active = Some(active.uid);
         if let Some(spi) = senders.spi(active, local) {
             let clear = |peer: &&Peer| {
                 ring.enforcement == Enforcement::Permissive && ring.pending.contains(&peer.end.node)
@@ -152,6 +170,10 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
         }
     }
     plan
+}
+
+fn standing(generation: &Generation, local: &End) -> Standing {
+    Standing { role: generation.role, incarnation: generation.incarnation(&local.node) }
 }
 
 fn add_states(plan: &mut Plan, senders: &Senders, derivation: &Derivation<'_>, local: &End, peer: &End) {
@@ -194,7 +216,10 @@ fn senders(derivations: &[Derivation<'_>], local: &End, peers: &Peers) -> (Sende
         for derivation in derivations {
             let spi = derivation.spi(end);
             match taken.get(&spi) {
-                Some(&programmed) => collisions.push(SpiCollision { spi, programmed, left_out: end.addr }),
+                Some(&programmed) => {
+                    let generation = derivation.generation().uid;
+                    collisions.push(SpiCollision { spi, programmed, left_out: end.addr, generation });
+                }
                 None => {
                     taken.insert(spi, end.addr);
                     senders.0.insert((end.addr, derivation.generation().uid), spi);

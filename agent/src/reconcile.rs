@@ -1,4 +1,4 @@
-//! Brings a kernel to what a plan says, class by class.
+//! Brings a kernel to what a plan says, class by class, and writes down beforehand what is given to it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,10 +6,13 @@ use std::{
     time::Instant,
 };
 
+use secureoverlay_common::{ring::Role, uid::Uid};
+
 use crate::{
-    diff::{Finding, Memory, diff},
-    kernel::{Kernel, KernelError, OpError},
-    plan::{Plan, PlannedSa},
+    diff::{Finding, Memory, diff, planned_entry},
+    journal::{Entry, Journal, Keeping},
+    kernel::{Counts, Kernel, KernelError, OpError, OpErrorKind},
+    plan::{Plan, PlannedSa, Sender},
     xfrm::{Action, Actual, Direction, Op, Owner, Policy, PolicyId, SaId},
 };
 
@@ -17,7 +20,24 @@ use crate::{
 #[derive(Debug)]
 pub struct Reconciler<K> {
     kernel: K,
+    journal: Journal,
+    limits: Limits,
     memory: Memory,
+}
+
+/// What an SA may carry before the generation is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { packets: 1 << 32, bytes: 1 << 46 }
+    }
 }
 
 /// What a run did and found.
@@ -35,6 +55,20 @@ pub struct Outcome {
     pub peers_programmed: usize,
     /// When to run again although nothing changes.
     pub wake_at: Option<Instant>,
+    /// Generations whose inbound SAs from every peer of the plan are in the kernel.
+    pub receives: BTreeSet<Uid>,
+    /// The generation that every outbound ESP policy in the kernel sends with, with all that are planned in place.
+    pub sends: Option<Uid>,
+    /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
+    pub burnt: BTreeMap<Uid, u32>,
+    /// Generations to be replaced: an SA has passed a limit, or two senders have one SPI.
+    pub spent: BTreeSet<Uid>,
+    /// SAs that somebody else took away since the run before.
+    pub lost: usize,
+    /// How the journal is kept.
+    pub journal: Option<Keeping>,
+    /// How many SAs and policies there should be in the kernel now, ours and foreign.
+    pub counts: Option<Counts>,
 }
 
 impl Outcome {
@@ -46,9 +80,29 @@ impl Outcome {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// A reconciler that knows nothing yet: it adopts what the kernel holds.
+    /// A reconciler that knows nothing yet: it adopts what the kernel holds. Its journal is in memory.
     pub fn new(kernel: K) -> Self {
-        Self { kernel, memory: Memory::default() }
+        Self::with(kernel, Journal::default(), Limits::default())
+    }
+
+    /// A reconciler that goes on with a journal.
+    pub fn with(kernel: K, journal: Journal, limits: Limits) -> Self {
+        Self { kernel, journal, limits, memory: Memory::default() }
+    }
+
+    /// The kernel that it works at.
+    pub const fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// How many SAs and policies the kernel holds, as far as it says.
+    pub fn counts(&mut self) -> Option<Counts> {
+        self.kernel.counts().ok().flatten()
+    }
+
+    /// What it knows of this boot.
+    pub const fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// One run. What fails is reported and left for the next one; what depends on it is left out.
@@ -56,38 +110,51 @@ impl<K: Kernel> Reconciler<K> {
     /// # Errors
     /// The kernel can't be read. Nothing was changed then.
     pub fn run(&mut self, plan: &Plan, now: Instant) -> Result<Outcome, KernelError> {
+        // Counted first: what somebody else changes from here on is noticed afterwards.
+        let counts = self.counts();
         let actual = self.kernel.dump()?;
-        let diff = diff(&actual, plan, &mut self.memory, now);
-        let mut outcome = Outcome { findings: diff.findings, wake_at: diff.wake_at, ..Outcome::default() };
+        self.journal.suspect(plan.generations.iter().map(|(uid, standing)| (*uid, standing.incarnation)));
+        let known = (self.journal.record(), self.journal.whole());
+        let diff = diff(&actual, plan, known, &mut self.memory, now);
+        let (findings, wake_at, lost) = (diff.findings, diff.wake_at, diff.lost);
+        let mut outcome = Outcome { findings, wake_at, lost, counts, ..Outcome::default() };
+        // Losses must be known to the next agent before they are mended.
+        let mut writable = self.write(&diff.entries, &mut outcome);
         let mut unavailable = diff.unavailable;
         let mut troubled: BTreeSet<IpAddr> = BTreeSet::new();
         let mut pins = Pins::of(&actual);
         for class in diff.classes {
+            writable &= self.write(&announced(&class, plan), &mut outcome);
             let (ready, held_back): (Vec<Op>, Vec<Op>) = class.into_iter().partition(|op| match op {
                 Op::AddPolicy(policy) | Op::UpdatePolicy(policy) => {
                     pinned(policy.id, policy.action).is_none_or(|id| !unavailable.contains(&id))
                 }
+                Op::AddState(_) => writable,
+                // To make room for another with its id.
+                Op::DeleteState(id) if plan.states.contains_key(id) => writable,
                 // A policy that could not be changed must not lose the SA that it sends with.
-                Op::DeleteState(id) => plan.states.contains_key(id) || !pins.contains(*id),
-                Op::AddState(_) | Op::DeletePolicy(_) => true,
+                Op::DeleteState(id) => !pins.contains(*id),
+                Op::DeletePolicy(_) => true,
             });
             troubled.extend(held_back.iter().filter_map(|op| remote(plan, op)));
+            unavailable.extend(held_back.iter().filter_map(added));
+            let mut entries = Vec::new();
             for (op, result) in ready.iter().zip(self.kernel.apply(&ready)) {
+                entries.extend(learned(op, &result, plan));
                 match result {
                     Ok(()) => {
                         outcome.changed += 1;
                         pins.note(op);
-                        self.memory.note(op, plan);
+                        outcome.counts.iter_mut().for_each(|counts| counts.note(op));
                     }
                     Err(error) => {
                         troubled.extend(remote(plan, op));
-                        if let Op::AddState(sa) = op {
-                            unavailable.insert(sa.id);
-                        }
+                        unavailable.extend(added(op));
                         outcome.failed.push(error);
                     }
                 }
             }
+            self.write(&entries, &mut outcome);
         }
         for finding in &outcome.findings {
             match finding {
@@ -96,14 +163,96 @@ impl<K: Kernel> Reconciler<K> {
                     let peer = if id.direction == Direction::Out { id.dst } else { id.src };
                     troubled.insert(peer.addr);
                 }
-                Finding::Unexplained(_) => {}
+                Finding::Unexplained(_) | Finding::LostInbound(_) | Finding::Journal(_) => {}
             }
         }
         let peers: BTreeSet<IpAddr> = plan.states.values().map(peer).collect();
         outcome.peers_desired = peers.len();
         outcome.peers_programmed = peers.difference(&troubled).count();
+        outcome.receives = receives(plan, &unavailable);
+        outcome.sends = plan.active.filter(|_| pins.by_policy == planned_pins(plan));
+        outcome.burnt = self.burnt(plan);
+        outcome.spent = self.spent(plan, &actual);
+        outcome.journal = Some(self.journal.keeping());
         Ok(outcome)
     }
+
+    /// Whether the journal could be written.
+    fn write(&mut self, entries: &[Entry], outcome: &mut Outcome) -> bool {
+        let written = self.journal.write(entries);
+        if let Err(error) = &written {
+            outcome.findings.insert(Finding::Journal(error.to_string()));
+        }
+        written.is_ok()
+    }
+
+    fn burnt(&self, plan: &Plan) -> BTreeMap<Uid, u32> {
+        let used = plan.generations.iter().filter(|(_, standing)| standing.role != Role::Retiring);
+        used.filter_map(|(uid, standing)| {
+            let burnt = self.journal.record().burnt(uid)?;
+            (burnt >= standing.incarnation).then_some((*uid, burnt))
+        })
+        .collect()
+    }
+
+    fn spent(&self, plan: &Plan, actual: &Actual) -> BTreeSet<Uid> {
+        let over = actual.states.iter().filter(|sa| {
+            sa.owner == Owner::Ours && (sa.packets >= self.limits.packets || sa.bytes >= self.limits.bytes)
+        });
+        let over = over.filter_map(|sa| Some(plan.states.get(&sa.id)?.generation));
+        over.chain(plan.collisions.iter().map(|collision| collision.generation)).collect()
+    }
+}
+
+/// What to write down before a class is carried out: outbound keys that will be used, inbound SAs that we take out.
+fn announced(class: &[Op], plan: &Plan) -> Vec<Entry> {
+    let entry = |op: &Op| match op {
+        Op::AddState(sa) => entry(plan, sa.id).filter(|entry| matches!(entry, Entry::Out { .. })),
+        Op::DeleteState(id) => Some(Entry::Gone(*id)),
+        _ => None,
+    };
+    class.iter().filter_map(entry).collect()
+}
+
+/// What to write down afterwards: inbound SAs that are there now, outbound keys that were refused.
+fn learned(op: &Op, result: &Result<(), OpError>, plan: &Plan) -> Option<Entry> {
+    let entry = entry(plan, added(op)?)?;
+    match (entry, result) {
+        (Entry::In { .. }, Ok(())) => Some(entry),
+        // Without an answer nobody knows.
+        (Entry::Out { generation, key, .. }, Err(error)) if error.kind != OpErrorKind::Unknown => {
+            Some(Entry::Unused { generation, key })
+        }
+        _ => None,
+    }
+}
+
+fn entry(plan: &Plan, id: SaId) -> Option<Entry> {
+    let planned = plan.states.get(&id)?;
+    Some(planned_entry(planned, plan.generations.get(&planned.generation)?.incarnation))
+}
+
+const fn added(op: &Op) -> Option<SaId> {
+    if let Op::AddState(sa) = op { Some(sa.id) } else { None }
+}
+
+/// The generations that can be received with from every peer, given what can't be had.
+fn receives(plan: &Plan, unavailable: &BTreeSet<SaId>) -> BTreeSet<Uid> {
+    if plan.sender == Sender::Nothing {
+        return BTreeSet::new();
+    }
+    let lacking: BTreeSet<Uid> = unavailable
+        .iter()
+        .filter_map(|id| plan.states.get(id))
+        .filter(|planned| planned.direction == Direction::In)
+        .map(|planned| planned.generation)
+        .collect();
+    plan.generations.keys().filter(|uid| !lacking.contains(uid)).copied().collect()
+}
+
+/// The outbound SAs that the policies of a plan send with.
+fn planned_pins(plan: &Plan) -> BTreeMap<PolicyId, SaId> {
+    plan.policies.iter().filter_map(|(id, action)| Some((*id, pinned(*id, *action)?))).collect()
 }
 
 /// The outbound SAs that the policies in the kernel send with.

@@ -1,13 +1,14 @@
 //! Wires the agent: sources on one side, the kernel's thread on the other, the decisions between them.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc as blocking},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use kube::Client;
 use secureoverlay_common::uid::Uid;
 use secureoverlay_daemon::{client, health::Health, http, signal::Shutdown};
@@ -15,23 +16,28 @@ use tokio::{
     sync::{
         Notify,
         mpsc::{self, UnboundedReceiver, UnboundedSender},
+        watch,
     },
     time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
-    agent::{Agent, Attempt, Event, Question, Target},
+    agent::{Agent, Event, Question, Target},
     config::Config,
     daemon_set,
+    journal::{Journal, Keeping},
     kernel::{Events, XfrmSocket},
     lock::Lock,
     metrics::Metrics,
     nodes,
+    reconcile::Limits,
     removal::Verdict,
     report::Reporter,
     source,
+    status::Wanted,
     watching::Watching,
     worker::{self, News},
+    writer,
 };
 
 /// The boot ID of the running kernel.
@@ -74,12 +80,16 @@ pub async fn run(config: Config) -> Result<()> {
     let client = client::connect(concat!("ucp-secureoverlay-agent/", env!("CARGO_PKG_VERSION"))).await?;
     let (events, inbox) = mpsc::channel(QUEUE);
     follow_sources(&client, config.node.ring_file, &events, &metrics);
-    let (targets, news) = start_worker()?;
+    let journal = open_journal(&config.node.journal_dir, boot);
+    let (targets, news) = start_worker(journal, config.limits.into())?;
+    let (wanted, to_write) = watch::channel(None);
+    tokio::spawn(writer::write(client.clone(), name.clone(), to_write, metrics.clone()));
     let shell = Shell {
         agent: Agent::new(name.clone(), boot, config.timing.into()),
         reporter: Reporter::new(&health, metrics),
         targets,
         kernel_changed: listen_to_kernel()?,
+        wanted,
     };
     let beat = health.heartbeat("loop", HUNG);
     let asker = Api { client, anonymous: daemon_set::anonymous(), node: name };
@@ -107,13 +117,36 @@ fn follow_sources(client: &Client, file: PathBuf, events: &mpsc::Sender<Event>, 
     tokio::spawn(daemon_set::follow(client.clone(), events.clone(), watching("daemonsets")));
 }
 
+/// Opens the journal, and says once what it is good for.
+fn open_journal(directory: &Path, boot: Uid) -> Journal {
+    let journal = Journal::open(directory, boot);
+    let directory = directory.display();
+    if let Some(why) = journal.doubt() {
+        tracing::warn!(
+            why,
+            "the journal of used keys can't be read; every key of the ring's generations counts as used"
+        );
+    } else if journal.keeping() == Keeping::Memory {
+        tracing::info!(
+            %directory,
+            "no such directory, so used keys are remembered only until this process ends; mount it from the host"
+        );
+    } else {
+        tracing::info!(%directory, entries = journal.record().len(), "journal of used keys opened");
+    }
+    journal
+}
+
 /// Starts the thread that changes the kernel.
-fn start_worker() -> Result<(blocking::Sender<Target>, UnboundedReceiver<News>)> {
+fn start_worker(
+    journal: Journal,
+    limits: Limits,
+) -> Result<(blocking::Sender<Target>, UnboundedReceiver<News>)> {
     let (targets, jobs) = blocking::channel();
     let (reports, news): (UnboundedSender<News>, _) = mpsc::unbounded_channel();
     thread::Builder::new()
         .name("kernel".into())
-        .spawn(move || worker::work(XfrmSocket::open, worker::measure, &jobs, &reports))
+        .spawn(move || worker::work(XfrmSocket::open, worker::measure, (journal, limits), &jobs, &reports))
         .context("starting the kernel's thread")?;
     Ok((targets, news))
 }
@@ -195,6 +228,8 @@ pub struct Shell {
     pub targets: blocking::Sender<Target>,
     /// Somebody else changed the kernel.
     pub kernel_changed: Arc<Notify>,
+    /// To the task that writes this node's NodeEncryption.
+    pub wanted: watch::Sender<Option<Wanted>>,
 }
 
 impl Shell {
@@ -217,6 +252,8 @@ impl Shell {
                 alive();
             }
             self.start_attempt()?;
+            self.reporter.look_at_clock(Timestamp::now());
+            self.tell();
             let tick = Instant::now() + BEAT;
             let wake = self.agent.wake_at().map_or(tick, |at| tick.min(at.into()));
             tokio::select! {
@@ -280,15 +317,21 @@ impl Shell {
         Ok(())
     }
 
+    fn tell(&self) {
+        let wanted = self.reporter.wanted(&self.agent);
+        self.wanted.send_if_modified(|known| {
+            let modified = *known != wanted;
+            *known = wanted;
+            modified
+        });
+    }
+
     fn hear(&mut self, news: News) {
         match news {
             News::Mtu(facts) => self.reporter.mtu(facts),
+            News::Counts => self.take(Event::Kernel),
             News::Attempt(attempted) => {
-                let attempt = match &attempted.run {
-                    Ok(outcome) => Attempt { complete: outcome.is_complete(), wake_at: outcome.wake_at },
-                    Err(_) => Attempt { complete: false, wake_at: None },
-                };
-                self.agent.attempted(attempt, Instant::now().into_std());
+                self.agent.attempted(attempted.run.as_ref().ok(), Instant::now().into_std());
                 self.reporter.attempt_ended(&self.agent, &attempted);
             }
         }

@@ -9,14 +9,17 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     agent::{Program, Target},
+    journal::Journal,
     kernel::{Kernel, KernelError, LinkSocket},
     mtu,
     plan::{self, Plan, Sender, SpiCollision, Stage},
-    reconcile::{Outcome, Reconciler},
+    reconcile::{Limits, Outcome, Reconciler},
 };
 
 /// How often MTUs are looked at while nothing else is to do.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// How often SAs and policies are counted: a flush of SAs is notified to nobody who may not see keys.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread tells.
 pub enum News {
@@ -24,6 +27,8 @@ pub enum News {
     Attempt(Attempted),
     /// The MTUs of this node, or why they can't be read.
     Mtu(Result<mtu::Facts, String>),
+    /// There are more or fewer SAs or policies than after the last attempt.
+    Counts,
 }
 
 /// How an attempt went.
@@ -41,17 +46,20 @@ pub struct Attempted {
 }
 
 /// Brings the kernel to each target that comes in `targets`, until nobody can send one any more. `open` is called
-/// until it succeeds.
+/// until it succeeds; `journal` tells what earlier agents gave to the kernel.
 pub fn work<K: Kernel>(
     mut open: impl FnMut() -> Result<K, KernelError>,
     mut measure: impl FnMut(&Program) -> Result<mtu::Facts, KernelError>,
+    (mut journal, limits): (Journal, Limits),
     targets: &Receiver<Target>,
     news: &UnboundedSender<News>,
 ) {
     let mut reconciler: Option<Reconciler<K>> = None;
     let mut current: Option<(Target, Plan)> = None;
+    let mut counts = None;
+    let mut measured = None;
     loop {
-        match targets.recv_timeout(MEASURE_EVERY) {
+        match targets.recv_timeout(COUNT_EVERY) {
             Ok(target) => {
                 let begun = Instant::now();
                 let plan = match &current {
@@ -61,7 +69,13 @@ pub fn work<K: Kernel>(
                         &current.insert((target, plan)).1
                     }
                 };
-                let run = run(&mut reconciler, &mut open, plan, begun);
+                let run = match &mut reconciler {
+                    Some(reconciler) => reconciler.run(plan, begun),
+                    None => open().and_then(|kernel| {
+                        let journal = std::mem::take(&mut journal);
+                        reconciler.insert(Reconciler::with(kernel, journal, limits)).run(plan, begun)
+                    }),
+                };
                 let attempted = Attempted {
                     run: run.map_err(|error| error.to_string()),
                     states: plan.states.len(),
@@ -69,15 +83,27 @@ pub fn work<K: Kernel>(
                     collisions: plan.collisions.clone(),
                     took: begun.elapsed(),
                 };
+                counts = attempted.run.as_ref().ok().and_then(|outcome| outcome.counts);
                 if news.send(News::Attempt(attempted)).is_err() {
                     return;
                 }
+                measured = None;
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                let now = reconciler.as_mut().and_then(Reconciler::counts);
+                if now.is_some() && counts.is_some() && now != counts {
+                    if news.send(News::Counts).is_err() {
+                        return;
+                    }
+                    counts = now;
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let program = current.as_ref().and_then(|(target, _)| target.content.as_ref());
-        if let Some(program) = program {
+        let due = measured.is_none_or(|at: Instant| at.elapsed() >= MEASURE_EVERY);
+        if let Some(program) = program.filter(|_| due) {
+            measured = Some(Instant::now());
             let facts = measure(program).map_err(|error| error.to_string());
             if news.send(News::Mtu(facts)).is_err() {
                 return;
@@ -101,19 +127,6 @@ pub fn make_plan(target: &Target) -> Plan {
             Plan { sender, ..Plan::default() }
         }
     }
-}
-
-fn run<K: Kernel>(
-    reconciler: &mut Option<Reconciler<K>>,
-    open: &mut impl FnMut() -> Result<K, KernelError>,
-    plan: &Plan,
-    now: Instant,
-) -> Result<Outcome, KernelError> {
-    let reconciler = match reconciler {
-        Some(reconciler) => reconciler,
-        None => reconciler.insert(Reconciler::new(open()?)),
-    };
-    reconciler.run(plan, now)
 }
 
 /// Reads the MTUs that matter from this node's kernel.

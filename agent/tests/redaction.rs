@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Instant};
 use secureoverlay_agent::{
     agent::{Program, Target},
     diff::{Memory, diff},
+    journal::Record,
     kernel::{Kernel, KernelError, OpError, OpErrorKind, parse_sa},
     plan::{Stage, desired},
     reconcile::Reconciler,
@@ -80,7 +81,7 @@ fn what_is_to_be_done_shows_no_key() {
     let plan = desired(&program.ring, &program.local, &program.peers, Stage::Normal);
     assert!(!plan.states.is_empty());
     let mut memory = Memory::default();
-    let steps = diff(&Actual::default(), &plan, &mut memory, Instant::now());
+    let steps = diff(&Actual::default(), &plan, (&Record::default(), false), &mut memory, Instant::now());
     let mut reconciler = Reconciler::new(Refusing::default());
     let outcome = reconciler.run(&plan, Instant::now()).unwrap();
     assert!(!outcome.failed.is_empty());

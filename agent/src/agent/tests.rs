@@ -115,8 +115,7 @@ impl<'a> Run<'a> {
                 let outcome = self.reconciler.run(&make_plan(&target), self.now).unwrap();
                 let seconds = (self.now - self.begun).as_secs();
                 self.log.push((target.stage, seconds, outcome.changed + outcome.failed.len()));
-                let attempt = Attempt { complete: outcome.is_complete(), wake_at: outcome.wake_at };
-                self.agent.attempted(attempt, self.now);
+                self.agent.attempted(Some(&outcome), self.now);
             } else {
                 match self.agent.wake_at().filter(|&at| at <= end) {
                     // What is due without there being something to do would keep the loop busy for ever.
@@ -405,4 +404,28 @@ fn a_removal_without_ring_and_nodes_goes_by_what_the_kernel_holds() {
     run.pass(20 * SECOND);
     assert_eq!(run.steps(), [(Stage::Silent, 0), (Stage::Gone, 4)]);
     assert_eq!(count(&kernel), (0, 0));
+}
+
+#[test]
+fn what_was_applied_is_acknowledged_and_not_what_is_held() {
+    let mut kernel = ModelKernel::default();
+    let mut run = Run::encrypting(&mut kernel, permissive());
+    let said = |run: &Run<'_>| {
+        let said = run.agent.acknowledgement().unwrap().clone();
+        assert_eq!((said.node, said.boot, said.installation), (uid(1), uid(101), Some(uid(SET))));
+        (said.receives.into_keys().collect::<Vec<_>>(), said.sends, said.newest)
+    };
+    assert_eq!(said(&run), (vec![uid(201)], Some(uid(201)), 1));
+    run.tell(shown(document(2, Enforcement::Permissive, &[1, 2])));
+    assert_eq!(said(&run), (vec![uid(201)], Some(uid(201)), 1), "not applied yet");
+    run.pass(SECOND);
+    assert_eq!(said(&run), (vec![uid(201), uid(202)], Some(uid(201)), 2));
+    run.tell(permissive());
+    run.pass(SECOND);
+    assert_eq!(said(&run), (vec![uid(201)], Some(uid(201)), 2), "a newer one was seen");
+    run.tell(Event::DaemonSet(Some(Sighting::Absent)));
+    run.pass(3 * SKEW);
+    assert!(run.agent.removed());
+    assert_eq!(said(&run), (vec![], None, 2));
+    assert!(Agent::new("node-1".into(), uid(101), settings()).acknowledgement().is_none());
 }

@@ -176,14 +176,17 @@ fn a_lost_outbound_sa_is_not_made_again() {
         let mut kernel = kernel();
         let mut reconciler = Reconciler::new(&mut kernel);
         reconciler.run(&plan, now).unwrap();
-        reconciler.kernel.states.remove(&lost).unwrap();
+        reconciler.kernel.take_away(lost);
         if restarted {
             reconciler = Reconciler::new(&mut kernel);
         }
-        let outcome = reconciler.run(&plan, now).unwrap();
-        assert_eq!(outcome.findings, [Finding::LostOutbound(lost)].into());
-        assert_eq!((outcome.changed, outcome.peers_programmed), (0, 1));
-        assert_eq!(sends_with(reconciler.kernel, 2), spi(1), "held back rather than sent in the clear");
+        for lost_now in [1, 0] {
+            let outcome = reconciler.run(&plan, now).unwrap();
+            assert_eq!(outcome.findings, [Finding::LostOutbound(lost)].into());
+            assert_eq!((outcome.changed, outcome.peers_programmed, outcome.lost), (0, 1, lost_now));
+            assert_eq!(outcome.burnt, [(uid(201), 0)].into());
+            assert_eq!(sends_with(reconciler.kernel, 2), spi(1), "held back rather than sent in the clear");
+        }
     }
 }
 
@@ -243,98 +246,5 @@ fn senders_with_one_spi_are_told_apart_by_address() {
     }
 }
 
-/// A step in the life of a node: rings, peers, stages and interference.
-#[derive(Clone, Debug)]
-struct Step {
-    enforcement: Enforcement,
-    turns: u8,
-    boots: Vec<(u8, u8)>,
-    stage: Stage,
-    restart: bool,
-    refuse: BTreeSet<usize>,
-    dies_after: Option<usize>,
-    foreign: Option<u8>,
-    minutes: u64,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let stage = prop_oneof![4 => Just(Stage::Normal), 1 => Just(Stage::Optional), 1 => Just(Stage::Silent), 1 => Just(Stage::Gone)];
-    let enforcement = prop_oneof![Just(Enforcement::Permissive), Just(Enforcement::Enforcing)];
-    let boots = prop::collection::btree_map(2..6u8, 0..3u8, 0..4).prop_map(|map| map.into_iter().collect());
-    let refuse = prop::collection::btree_set(0..40usize, 0..6);
-    let faults =
-        (any::<bool>(), refuse, prop::option::weighted(0.2, 0..30usize), prop::option::weighted(0.2, 2..6u8));
-    let step = (enforcement, 0..4u8, boots, stage, faults, 0..20u64).prop_map(
-        |(enforcement, turns, boots, stage, (restart, refuse, dies_after, foreign), minutes)| Step {
-            enforcement,
-            turns,
-            boots,
-            stage,
-            restart,
-            refuse,
-            dies_after,
-            foreign,
-            minutes,
-        },
-    );
-    prop::collection::vec(step, 1..12)
-}
-
-/// Ring number `n` of a rotation that goes round and round.
-fn rotation(n: u8, enforcement: Enforcement) -> Ring {
-    use Role::{Active, Retiring, Staged};
-    let base = n / 3 + 1;
-    let roles = match n % 3 {
-        0 => vec![(base, Active)],
-        1 => vec![(base, Active), (base + 1, Staged)],
-        _ => vec![(base, Retiring), (base + 1, Active)],
-    };
-    ring(enforcement, &roles)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    /// Whatever rings, peers, refusals, deaths and foreign entries come: the model's invariants hold after every
-    /// single operation, what is foreign stays as it is, and once the faults stop the kernel holds the plan.
-    #[test]
-    fn any_history_converges(history in steps()) {
-        let mut kernel = kernel();
-        let mut memory = Memory::default();
-        let (mut now, mut turn, mut stage, mut boots) = (Instant::now(), 0, Stage::Normal, [0; 6]);
-        for step in history {
-            now += Duration::from_secs(step.minutes * 60);
-            // A removal ends with a ring of new generations; a peer's boot ID is never one that it had before.
-            turn += step.turns + if stage == Stage::Gone { 6 } else { 0 };
-            stage = step.stage;
-            step.boots.iter().for_each(|(n, reboots)| boots[usize::from(*n)] += reboots);
-            let present: Vec<_> = step.boots.iter().map(|(n, _)| (*n, boots[usize::from(*n)])).collect();
-            let plan = desired(&rotation(turn, step.enforcement), &end(1, 1), &peers(&present), stage);
-            if let Some(n) = step.foreign.filter(|n| !kernel.policies.contains_key(&out(*n))) {
-                kernel.add_foreign_policy(out(n));
-                let free = plan.states.keys().find(|id| !kernel.states.contains_key(id)).copied();
-                free.into_iter().for_each(|id| kernel.add_foreign_state(id));
-            }
-            let foreign = kernel.foreign();
-            if step.restart {
-                memory = Memory::default();
-            }
-            (kernel.refuse, kernel.dies_after, kernel.done) = (step.refuse, step.dies_after, 0);
-            let mut reconciler = Reconciler { kernel: &mut kernel, memory };
-            reconciler.run(&plan, now).unwrap();
-            memory = reconciler.memory;
-            (kernel.refuse, kernel.dies_after) = (BTreeSet::new(), None);
-            let mut reconciler = Reconciler { kernel: &mut kernel, memory };
-            let outcome = reconciler.run(&plan, now).unwrap();
-            prop_assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
-            let again = reconciler.run(&plan, now).unwrap();
-            prop_assert_eq!(again.changed, 0);
-            memory = reconciler.memory;
-            prop_assert_eq!(kernel.foreign(), foreign);
-            let lacking = |found: bool, findings: usize| found || findings > 0;
-            for id in plan.states.keys() {
-                prop_assert!(lacking(kernel.states.contains_key(id), again.findings.len()), "{} is missing", id);
-            }
-        }
-    }
-}
+mod history;
+mod losses;

@@ -1,0 +1,87 @@
+//! What this node says of itself, from what it has brought its kernel to.
+
+use secureoverlay_common::{acknowledged::Acknowledgement, ring::Ring, uid::Uid, wire::End};
+
+use crate::reconcile::Outcome;
+
+/// What a run that applied `ring`, if any, at the node `local` amounts to. `newest` is the highest id of a generation
+/// that was seen in this installation.
+#[must_use]
+pub fn acknowledge(
+    ring: Option<&Ring>,
+    local: &End,
+    installation: Option<Uid>,
+    newest: u64,
+    outcome: &Outcome,
+) -> Acknowledgement {
+    let generations = ring.iter().flat_map(|ring| &ring.generations);
+    let received = generations.filter(|generation| outcome.receives.contains(&generation.uid));
+    Acknowledgement {
+        node: local.node,
+        boot: local.boot,
+        installation,
+        receives: received.map(|generation| (generation.uid, generation.incarnations.clone())).collect(),
+        sends: outcome.sends,
+        burnt: outcome.burnt.clone(),
+        spent: outcome.spent.clone(),
+        newest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use secureoverlay_common::{
+        ring::{Enforcement, Generation, Role, SPI_SEED_LEN},
+        secret::SecretBytes,
+        suite::Suite,
+    };
+
+    use super::*;
+
+    fn uid(n: u8) -> Uid {
+        Uid::from_random([n; 16])
+    }
+
+    #[test]
+    fn only_what_the_run_achieved_is_said_with_the_rings_incarnations() {
+        let generation = |id: u8, role| Generation {
+            id: id.into(),
+            uid: uid(200 + id),
+            role,
+            suite: Suite::Aes128Gcm8,
+            key: SecretBytes::copy_from(&[id; 16]),
+            spi_seed: SecretBytes::copy_from(&[id; SPI_SEED_LEN]),
+            created_at: Timestamp::UNIX_EPOCH,
+            role_since: Timestamp::UNIX_EPOCH,
+            incarnations: [(uid(7), u32::from(id))].into(),
+        };
+        let ring = Ring {
+            enforcement: Enforcement::Permissive,
+            generations: vec![generation(1, Role::Active), generation(2, Role::Staged)],
+            ..Ring::off(1, None)
+        };
+        let local = End { addr: [192, 0, 2, 1].into(), node: uid(1), boot: uid(101) };
+        let outcome = Outcome {
+            receives: [uid(202), uid(99)].into(),
+            sends: Some(uid(201)),
+            burnt: [(uid(201), 4)].into(),
+            spent: [uid(201)].into(),
+            ..Outcome::default()
+        };
+        let said = acknowledge(Some(&ring), &local, Some(uid(77)), 9, &outcome);
+        let expected = Acknowledgement {
+            node: uid(1),
+            boot: uid(101),
+            installation: Some(uid(77)),
+            receives: [(uid(202), [(uid(7), 2)].into())].into(),
+            sends: Some(uid(201)),
+            burnt: [(uid(201), 4)].into(),
+            spent: [uid(201)].into(),
+            newest: 9,
+        };
+        assert_eq!(said, expected);
+        let silent = acknowledge(None, &local, None, 9, &Outcome::default());
+        assert!(silent.receives.is_empty() && silent.sends.is_none() && silent.newest == 9);
+    }
+}
