@@ -1,5 +1,7 @@
 //! What people are told by way of the API: Events about the Secret, and `status.awaited` of single nodes.
 //!
+//! `kubectl describe secret` shows no Events; `kubectl -n kube-system get events` does.
+//!
 //! A rotation never waits for this: notices are queued, and dropped where the queue is full or the API server refuses.
 
 use k8s_openapi::{

@@ -142,9 +142,11 @@ async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
 
 /// Whom the manager waits for, as far as we may see that.
 async fn who(client: &Client) -> String {
-    let Ok(list) = pages::<WatchedEncryption>(client, ENCRYPTIONS).await else { return String::new() };
+    let Ok(list) = pages(client, ENCRYPTIONS, WatchedEncryption::into_parts).await else {
+        return String::new();
+    };
     let mut nodes = BTreeMap::<String, BTreeSet<String>>::new();
-    for (node, said) in list.into_iter().map(WatchedEncryption::into_parts) {
+    for (node, said) in list {
         if let Some(what) = said.awaited {
             nodes.entry(what).or_default().insert(node);
         }

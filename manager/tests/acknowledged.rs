@@ -12,7 +12,7 @@ use std::{
 use axum::http::{Method, StatusCode};
 use fake::{
     Fake,
-    bench::{Bench, INTERVAL, LIMIT},
+    bench::{Bench, DELAY, INTERVAL, LIMIT, options},
 };
 use futures::channel::mpsc::unbounded;
 use secureoverlay_common::{
@@ -25,8 +25,9 @@ use secureoverlay_manager::{
     cluster::{self, Cluster},
     notices::{self, Notice, Reason},
     rotate::{Phase, ask},
+    source::Acknowledgements,
     store::Store,
-    turn::{Outcome, TurnError},
+    turn::{Options, Outcome, TurnError},
     view::{self, DISTRUST},
 };
 use serde_json::{Value, json};
@@ -177,6 +178,46 @@ async fn a_rotation_goes_on_when_every_node_has_spoken() {
     let events = case.bench.events();
     let started: Vec<_> = events.iter().filter(|reason| **reason != Reason::RotationStalled).collect();
     assert_eq!(started, [&Reason::RotationStarted, &Reason::KeyActivated, &Reason::RotationCompleted]);
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_ready_is_left_behind_after_the_limit() {
+    let mut case = Case::staged(2).await;
+    case.fake().state().nodes.insert(name(2), node(2, "Unknown"));
+    case.speak_of([1]);
+    case.settle().await;
+    case.bench.advance(LIMIT - Duration::from_secs(1));
+    assert_eq!(case.settle().await, [(1, Active), (2, Staged)]);
+    assert_eq!((case.bench.metric("awaited_nodes"), case.bench.metric("waited_seconds")), (1, 3599));
+    case.bench.advance(Duration::from_secs(1));
+    assert_eq!(case.settle().await, [(1, Retiring), (2, Active)]);
+    assert_eq!((case.bench.metric("expected_nodes"), case.bench.metric("acknowledging_nodes")), (2, 2));
+}
+
+#[tokio::test]
+async fn the_mode_follows_the_rights_and_never_goes_back_to_time() {
+    let fake = Fake::new();
+    fake.state().nodes.insert(name(1), node(1, "True"));
+    let mut bench = Bench::new(&fake);
+    bench.watch();
+    assert_eq!(bench.settle().await, [(1, Staged)]);
+    fake.state().may_list_nodes = true;
+    bench.turn().await.unwrap();
+    bench.advance(DELAY / 2);
+    bench.settle().await;
+    bench.advance(DELAY);
+    assert_eq!(bench.settle().await, [(1, Staged)], "time has passed, but node-1 has not spoken");
+    // Neither a right that is gone nor an API server that does not say is a reason.
+    fake.state().may_list_nodes = false;
+    bench.advance(INTERVAL);
+    assert_eq!(bench.settle().await, [(1, Staged)]);
+    let mut other = Bench::new(&fake);
+    fake.state().refuse = Some((Method::POST, StatusCode::FORBIDDEN, "starting".to_owned()));
+    assert!(matches!(other.turn().await, Err(TurnError::Installation(_) | TurnError::Access(_))));
+    let required = Options { acknowledgements: Acknowledgements::Required, ..options() };
+    fake.state().refuse = None;
+    let mut other = Bench::with(&fake, required);
+    assert!(matches!(other.turn().await, Err(TurnError::View(_))), "whatever the rights");
 }
 
 #[tokio::test]

@@ -4,25 +4,25 @@
 
 mod fake;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use fake::{
     Fake,
-    bench::{Bench, DELAY, INTERVAL, manager, options},
+    bench::{Bench, DELAY, INTERVAL, options},
     status,
 };
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use rand::rngs::SysError;
 use secureoverlay_common::{
     names::ROTATE,
     ring::{Enforcement, Ring, Role},
 };
 use secureoverlay_manager::{
-    cluster::Cluster,
-    notices::{self, Notice},
+    notices::Notice,
+    schedule::Schedule,
     store::StoreError,
-    turn::{Now, Options, Outcome, TurnError},
+    turn::{Options, Outcome, TurnError},
 };
 use serde_json::{Value, json};
 
@@ -70,6 +70,28 @@ async fn a_request_is_heard_where_time_decides_too() {
         "nobody can be awaited: {words:?}"
     );
     assert!(!fake.calls().iter().any(|call| call.contains("nodes")), "there is no right to look");
+}
+
+#[tokio::test]
+async fn a_timetable_is_kept() {
+    let fake = Fake::new();
+    let schedule = Schedule::cron("30 * * * *", &TimeZone::UTC, Timestamp::UNIX_EPOCH).unwrap();
+    let mut bench = Bench::with(&fake, Options { schedule, ..options() });
+    bench.settle().await;
+    bench.advance(DELAY);
+    assert_eq!(bench.settle().await, [(1, Role::Active)]);
+    // From three o'clock on.
+    assert_eq!(fake.ring().next_rotation, Some("2026-11-20T03:30:00Z".parse().unwrap()));
+    bench.advance(Duration::from_secs(27 * 60 - 1));
+    assert_eq!(bench.settle().await, [(1, Role::Active)]);
+    bench.advance(Duration::from_secs(1));
+    assert_eq!(bench.settle().await, [(1, Role::Active), (2, Role::Staged)]);
+    bench.advance(DELAY);
+    bench.settle().await;
+    bench.advance(DELAY);
+    assert_eq!(bench.settle().await, [(2, Role::Active)]);
+    assert_eq!(fake.ring().next_rotation, Some("2026-11-20T04:30:00Z".parse().unwrap()));
+    assert_eq!(bench.metric("rotations_started_total{cause=\"schedule\"}"), 1);
 }
 
 #[tokio::test]
@@ -305,8 +327,7 @@ async fn a_stray_answer_about_the_daemon_set_switches_nothing_off() {
 async fn without_random_bytes_no_key_is_made() {
     let fake = Fake::new();
     let options = Options { random: |_| Err(SysError::UNSUPPORTED), ..options() };
-    let mut manager = manager(&fake, options, Cluster::default(), notices::queue().0);
-    let now = Now { wall: Timestamp::UNIX_EPOCH, monotonic: Instant::now() };
-    assert!(matches!(manager.turn(|| now).await, Err(TurnError::Random(_))));
+    let mut bench = Bench::with(&fake, options);
+    assert!(matches!(bench.turn().await, Err(TurnError::Random(_))));
     assert_eq!(fake.writes(), 0);
 }

@@ -190,7 +190,8 @@ async fn an_acknowledgement_is_written_by_agents_and_read_by_the_manager() {
     notices::deliver(client, notices).await;
     let status = manager_view(&cluster).await;
     assert_eq!((status.awaited.as_deref(), status.revision), (Some("receiving generation 8"), 7));
-    let shown = cluster.kubectl(&["describe", "secret", SECRET, "--namespace=kube-system"], "");
+    let of_the_secret = format!("--field-selector=involvedObject.name={SECRET}");
+    let shown = cluster.kubectl(&["get", "events", "--namespace=kube-system", &of_the_secret], "");
     assert!(shown.contains("RotationWaiting"), "{shown}");
     let shown = cluster.kubectl(&["get", "nodeencryptions"], "");
     assert!(shown.contains("receiving generation 8"), "{shown}");

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use jiff::SignedDuration;
 use kube::runtime::watcher::Event;
-use prometheus_client::registry::Registry;
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use rand::{TryRng, rngs::SysRng};
 use secureoverlay_common::{ring::Role, suite::Suite};
 use secureoverlay_manager::{
     cluster::Cluster,
     metrics::Metrics,
-    notices::{self, Notice, Outbox, Reason},
+    notices::{self, Notice, Reason},
     schedule::Schedule,
     source::Acknowledgements,
     turn::{Manager, Now, Options, Outcome, TurnError},
@@ -29,15 +29,22 @@ pub struct Bench {
     pub now: Now,
     pub cluster: Cluster,
     notices: Receiver<Notice>,
+    registry: Registry,
 }
 
 impl Bench {
     /// With the mode that the manager chooses by its rights.
     pub fn new(fake: &Fake) -> Self {
+        Self::with(fake, options())
+    }
+
+    pub fn with(fake: &Fake, options: Options) -> Self {
         let now = Now { wall: "2026-11-20T03:00:00Z".parse().unwrap(), monotonic: Instant::now() };
         let (cluster, (outbox, notices)) = (Cluster::default(), notices::queue());
-        let manager = manager(fake, options(), cluster.clone(), outbox);
-        Self { fake: fake.clone(), manager, now, cluster, notices }
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let manager = Manager::new(fake.client(), options, metrics, cluster.clone(), outbox);
+        Self { fake: fake.clone(), manager, now, cluster, notices, registry }
     }
 
     pub async fn turn(&mut self) -> Result<Outcome, TurnError> {
@@ -81,6 +88,15 @@ impl Bench {
         self.cluster.encryptions(Ok(Event::InitDone));
     }
 
+    /// A metric, `secureoverlay_manager_` left out.
+    pub fn metric(&self, name: &str) -> i64 {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        let line = format!("secureoverlay_manager_{name} ");
+        let value = text.lines().find_map(|text| text.strip_prefix(&line));
+        value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    }
+
     /// What was told since the last call.
     pub fn told(&mut self) -> Vec<Notice> {
         std::iter::from_fn(|| self.notices.try_recv().ok()).collect()
@@ -105,8 +121,4 @@ pub fn options() -> Options {
         limit: LIMIT,
         random: |bytes| SysRng.try_fill_bytes(bytes),
     }
-}
-
-pub fn manager(fake: &Fake, options: Options, cluster: Cluster, outbox: Outbox) -> Manager {
-    Manager::new(fake.client(), options, Metrics::register(&mut Registry::default()), cluster, outbox)
 }
