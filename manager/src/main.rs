@@ -2,8 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use kube::CustomResourceExt;
-use secureoverlay_daemon::{log, node_encryption::NodeEncryption, process};
+use secureoverlay_daemon::{log, node_encryption, process};
 use secureoverlay_manager::{
     config::{Command, Config},
     rotate::rotate,
@@ -19,7 +18,7 @@ async fn main() -> anyhow::Result<()> {
         None => run(&config).await,
         Some(Command::Rotate(args)) => rotate(args).await,
         Some(Command::Crd) => {
-            print!("{}", serde_saphyr::to_string(&NodeEncryption::crd()).context("writing YAML")?);
+            print!("{}", serde_saphyr::to_string(&node_encryption::definition()).context("writing YAML")?);
             Ok(())
         }
     }

@@ -4,8 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use kube::CustomResourceExt;
-use secureoverlay_daemon::node_encryption::NodeEncryption;
+use secureoverlay_daemon::node_encryption;
 use serde_json::{Value, json};
 
 fn manifest(text: &str) -> Vec<Value> {
@@ -98,7 +97,7 @@ fn applying_again_cannot_touch_the_ring() {
 fn the_definition_is_the_programs() {
     let ours = ours();
     let definition = find(&ours, "CustomResourceDefinition", "nodeencryptions.secureoverlay.io");
-    let generated = serde_json::to_value(NodeEncryption::crd()).unwrap();
+    let generated = serde_json::to_value(node_encryption::definition()).unwrap();
     assert_eq!(*definition, generated, "put what `ucp-secureoverlay-mgr crd` prints into the manifest");
 }
 
@@ -139,7 +138,7 @@ fn the_definition_is_structural() {
             }
         }
     }
-    let generated = serde_json::to_value(NodeEncryption::crd()).unwrap();
+    let generated = serde_json::to_value(node_encryption::definition()).unwrap();
     check("", &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
 }
 

@@ -3,8 +3,11 @@
 #![allow(clippy::duplicated_attributes, reason = "one `printcolumn` for each column is how kube wants it")]
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::CustomResource;
+use k8s_openapi::{
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use secureoverlay_common::acknowledged::Acknowledgement;
 use serde::{Deserialize, Serialize};
@@ -74,4 +77,22 @@ pub struct NodeEncryptionStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub heartbeat: Option<Timestamp>,
+}
+
+/// The definition as it ships. Its schema sets no defaults: what an agent did not say is not to be made up by the API
+/// server, and that of Kubernetes 1.20 refuses an empty text as one.
+#[must_use]
+pub fn definition() -> CustomResourceDefinition {
+    let mut definition = NodeEncryption::crd();
+    for version in &mut definition.spec.versions {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            drop_defaults(schema);
+        }
+    }
+    definition
+}
+
+fn drop_defaults(schema: &mut JSONSchemaProps) {
+    schema.default = None;
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(drop_defaults);
 }
