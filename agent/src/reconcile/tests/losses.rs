@@ -165,7 +165,7 @@ fn nothing_is_added_while_the_journal_cannot_be_written() {
     let place = directory.path().join("place");
     std::fs::create_dir(&place).unwrap();
     let mut reconciler = Reconciler::with(&mut kernel, Journal::open(&place, uid(101)), Limits::default());
-    std::fs::remove_dir(&place).unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
     let plan = plan_of(&permissive(ACTIVE), THREE);
     let outcome = reconciler.run(&plan, now).unwrap();
     assert!(outcome.findings.iter().all(|finding| matches!(finding, Finding::Journal(_))), "{outcome:?}");
