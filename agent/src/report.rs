@@ -169,7 +169,7 @@ impl Reporter {
                 }
                 self.peers = Some(peers);
                 if outcome.lost > 0 {
-                    tracing::warn!(count = outcome.lost, "SAs were taken out of the kernel by somebody else");
+                    tracing::warn!(count = outcome.lost, "SAs are missing that this boot's kernel was given");
                 }
                 outcome.is_complete()
             }
