@@ -190,7 +190,9 @@ impl<K: Kernel> Reconciler<K> {
         let used = plan.generations.iter().filter(|(_, standing)| standing.role != Role::Retiring);
         used.filter_map(|(uid, standing)| {
             let burnt = self.journal.record().burnt(uid)?;
-            (burnt >= standing.incarnation).then_some((*uid, burnt))
+            // An old ring may name one that was left behind: one write has to do.
+            let last = self.journal.record().last(uid).unwrap_or(0);
+            (burnt >= standing.incarnation).then_some((*uid, burnt.max(last)))
         })
         .collect()
     }

@@ -19,6 +19,7 @@ use crate::{
 
 /// Of a long list of problems, this many are logged.
 const LIST: usize = 20;
+const EXCLUDED: &str = "this node is excluded from encryption";
 
 /// What was said last.
 pub struct Reporter {
@@ -79,7 +80,7 @@ impl Reporter {
             self.metrics.node_problems(problems.len());
             match (view.local, problems.len()) {
                 (None, _) => self.nodes.not_ready("this node's own Node object is missing or incomplete"),
-                _ if view.excluded => self.nodes.ready_but("this node is excluded from encryption"),
+                _ if view.excluded => self.nodes.ready_but(EXCLUDED),
                 (_, 0) => self.nodes.ready(),
                 (_, count) => self.nodes.ready_but(format!("{count} problems, see the log")),
             }
@@ -169,7 +170,7 @@ impl Reporter {
                 }
                 self.peers = Some(peers);
                 if outcome.lost > 0 {
-                    tracing::warn!(count = outcome.lost, "SAs were taken out of the kernel by somebody else");
+                    tracing::warn!(count = outcome.lost, "SAs are missing that this boot's kernel was given");
                 }
                 outcome.is_complete()
             }
@@ -245,7 +246,10 @@ impl Reporter {
             peers: self.peers.unwrap_or_default(),
             mtu: self.mtu.as_ref(),
             kernel: self.findings.first().map(String::as_str),
-            nodes: self.node_problems.first().map(String::as_str),
+            nodes: match agent.view() {
+                Some(view) if view.excluded => Some(EXCLUDED),
+                _ => self.node_problems.first().map(String::as_str),
+            },
         }))
     }
 

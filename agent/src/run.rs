@@ -25,7 +25,7 @@ use crate::{
     agent::{Agent, Event, Question, Target},
     config::Config,
     daemon_set,
-    journal::{Journal, Keeping},
+    journal::Journal,
     kernel::{Events, XfrmSocket},
     lock::Lock,
     metrics::Metrics,
@@ -126,10 +126,10 @@ fn open_journal(directory: &Path, boot: Uid) -> Journal {
             why,
             "the journal of used keys can't be read; every key of the ring's generations counts as used"
         );
-    } else if journal.keeping() == Keeping::Memory {
+    } else if let Some(why) = journal.homeless() {
         tracing::info!(
-            %directory,
-            "no such directory, so used keys are remembered only until this process ends; mount it from the host"
+            why,
+            "used keys are remembered only until this process ends: mount a directory of the host there"
         );
     } else {
         tracing::info!(%directory, entries = journal.record().len(), "journal of used keys opened");

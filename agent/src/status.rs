@@ -40,7 +40,7 @@ pub struct Seen<'s> {
     pub mtu: Option<&'s Finding>,
     /// What is wrong in the kernel, if anything.
     pub kernel: Option<&'s str>,
-    /// What is wrong with Nodes, if anything.
+    /// What is wrong with Nodes, or that this one is excluded.
     pub nodes: Option<&'s str>,
 }
 
@@ -91,7 +91,10 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
     let keys = match seen.ring_problem {
         Some(problem) => condition("KeysValid", "False", "RingDoesNotCount", problem),
         None if has_ring => condition("KeysValid", "True", "RingApplied", ""),
-        None => condition("KeysValid", "Unknown", "NoRing", "no key ring is applied"),
+        None => {
+            let why = seen.nodes.unwrap_or("encryption is off, or there is no key ring yet");
+            condition("KeysValid", "Unknown", "NotEncrypting", why)
+        }
     };
     let mtu = match (seen.mtu, mtu_problem) {
         (_, Some(problem)) => condition("MtuValid", "False", "TunnelTooLarge", problem),
@@ -246,6 +249,9 @@ mod tests {
         let gone = Target { stage: Stage::Gone, content: None };
         let status = wanted(&Seen { applied: Some(&gone), ..seen }).status;
         assert_eq!((status.enforcement.as_str(), status.receives.as_str()), ("off", "none"));
-        assert_eq!(states(&status)[1].1, "Unknown");
+        assert_eq!(
+            states(&status)[..2],
+            [("Ready", "False", "NotEncrypting"), ("KeysValid", "Unknown", "NotEncrypting")]
+        );
     }
 }

@@ -24,7 +24,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// What the thread tells.
 pub enum News {
     /// An attempt at a target is over.
-    Attempt(Attempted),
+    Attempt(Box<Attempted>),
     /// The MTUs of this node, or why they can't be read.
     Mtu(Result<mtu::Facts, String>),
     /// There are more or fewer SAs or policies than after the last attempt.
@@ -84,7 +84,7 @@ pub fn work<K: Kernel>(
                     took: begun.elapsed(),
                 };
                 counts = attempted.run.as_ref().ok().and_then(|outcome| outcome.counts);
-                if news.send(News::Attempt(attempted)).is_err() {
+                if news.send(News::Attempt(Box::new(attempted))).is_err() {
                     return;
                 }
                 measured = None;

@@ -200,7 +200,7 @@ async fn a_flush_is_noticed_and_told_long_before_the_resync() {
     };
     timeout(DEADLINE, whole.wanted.wait_for(burnt)).await.expect("it is told").unwrap();
     let log = whole.end().await;
-    assert!(log.contains("taken out of the kernel by somebody else count=2"), "{log}");
+    assert!(log.contains("kernel was given count=2"), "{log}");
 }
 
 #[tokio::test]

@@ -27,6 +27,9 @@ impl Server {
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         self.log.push(format!("{method} {path}"));
         if path.ends_with("/selfsubjectaccessreviews") {
+            let asked = &body["spec"]["resourceAttributes"];
+            let asked = [&asked["verb"], &asked["resource"], &asked["subresource"]];
+            assert_eq!(asked, ["patch", "nodeencryptions", "status"]);
             return (201, json!({ "spec": {}, "status": { "allowed": !self.refuses } }));
         }
         if let Some(code) = self.fails {
