@@ -134,8 +134,10 @@ pub fn diff(
 ) -> Diff {
     // A generation that the ring lost may come back while its SAs are kept.
     let held: BTreeSet<Uid> = actual.states.iter().filter_map(|sa| record.generation_of(&sa.id)).collect();
-    let entries =
-        record.finish(|generation| plan.generations.contains_key(generation) || held.contains(generation));
+    let mut entries: Vec<Entry> = plan.node.map(Entry::Node).into_iter().collect();
+    entries.extend(
+        record.finish(|generation| plan.generations.contains_key(generation) || held.contains(generation)),
+    );
     let mut diff = Diff { entries, ..Diff::default() };
     let states: BTreeMap<SaId, &ActualSa> = actual.states.iter().map(|sa| (sa.id, sa)).collect();
     // Only a policy with exactly our selector is in our way; others have a selector of their own.

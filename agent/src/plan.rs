@@ -43,6 +43,8 @@ pub struct Plan {
     /// Address and SPI that this node sends with, for each generation. Outbound SAs with them live as long as the
     /// generation, even when their peer is gone: a peer that comes back must not make us install a key again.
     pub own_spis: BTreeSet<(IpAddr, u32)>,
+    /// UID of this node's Node.
+    pub node: Option<Uid>,
     /// The ring's generations, by uid.
     pub generations: BTreeMap<Uid, Standing>,
     /// The generation that this node sends with, if it may send.
@@ -116,6 +118,7 @@ impl fmt::Display for SpiCollision {
 #[must_use]
 pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
     let mut plan = Plan {
+        node: Some(local.node),
         generations: ring
             .generations
             .iter()

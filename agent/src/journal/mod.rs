@@ -29,6 +29,8 @@ const HEADER: &str = "secureoverlay-journal 1";
 /// Something to remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
+    /// This node has this Node object. Incarnations count anew with every other.
+    Node(Uid),
     /// An outbound key is used from now on.
     Out {
         /// The key's generation.
@@ -75,6 +77,7 @@ pub enum Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Node(uid) => write!(f, "node {uid}"),
             Self::Out { generation, incarnation, key } => write!(f, "out {generation} {incarnation} {key:x}"),
             Self::Unused { generation, key } => write!(f, "unused {generation} {key:x}"),
             Self::In { generation, id, key } => {
@@ -91,6 +94,7 @@ impl Entry {
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace();
         let entry = match words.next()? {
+            "node" => Self::Node(word(&mut words)?),
             "out" => Self::Out {
                 generation: word(&mut words)?,
                 incarnation: word(&mut words)?,
@@ -134,6 +138,7 @@ pub enum Unusable {
 /// All that the entries say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
+    node: Option<Uid>,
     outbound: BTreeMap<Uid, Outbound>,
     inbound: BTreeMap<SaId, (Uid, u64)>,
     burnt: BTreeMap<Uid, u32>,
@@ -190,14 +195,15 @@ impl Record {
         });
         let inbound = self.inbound.iter().map(|(&id, &(generation, key))| Entry::In { generation, id, key });
         // What is finished takes everything of its generation with it: first.
-        finished.chain(burnt).chain(outbound).chain(inbound)
+        let node = self.node.map(Entry::Node).into_iter();
+        node.chain(finished).chain(burnt).chain(outbound).chain(inbound)
     }
 
     /// How many entries it takes.
     #[must_use]
     pub fn len(&self) -> usize {
         let keys: usize = self.outbound.values().map(BTreeMap::len).sum();
-        keys + self.inbound.len() + self.burnt.len() + self.finished.len()
+        keys + usize::from(self.node.is_some()) + self.inbound.len() + self.burnt.len() + self.finished.len()
     }
 
     /// Nothing was ever given to the kernel.
@@ -209,6 +215,11 @@ impl Record {
     /// Takes an entry.
     pub fn note(&mut self, entry: &Entry) {
         match *entry {
+            Entry::Node(uid) => {
+                if self.node.replace(uid) != Some(uid) {
+                    self.burnt.clear();
+                }
+            }
             Entry::Out { generation, incarnation, key } => {
                 self.outbound.entry(generation).or_default().insert(key, incarnation);
             }
@@ -237,6 +248,7 @@ impl Record {
     #[must_use]
     pub fn knows(&self, entry: &Entry) -> bool {
         match *entry {
+            Entry::Node(uid) => self.node == Some(uid),
             Entry::Out { generation, key, .. } => {
                 self.outbound.get(&generation).is_some_and(|keys| keys.contains_key(&key))
             }
@@ -332,6 +344,7 @@ mod tests {
             (generation(), key()).prop_map(|(generation, key)| Entry::Unused { generation, key }),
             (generation(), id(), key()).prop_map(|(generation, id, key)| Entry::In { generation, id, key }),
             id().prop_map(Entry::Gone),
+            generation().prop_map(Entry::Node),
             (generation(), any::<u32>())
                 .prop_map(|(generation, incarnation)| Entry::Burnt { generation, incarnation }),
             (generation(), any::<u32>())

@@ -175,6 +175,19 @@ fn one_new_incarnation_heals_even_after_an_old_one_was_restored() {
 }
 
 #[test]
+fn a_node_object_made_anew_has_nothing_to_answer_for() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let mut reconciler = Reconciler::new(&mut kernel);
+    reconciler.run(&plan_of(&permissive(ACTIVE), THREE), now).unwrap();
+    reconciler.kernel.flush_states();
+    assert_eq!(reconciler.run(&plan_of(&permissive(ACTIVE), THREE), now).unwrap().burnt.len(), 1);
+    let anew = End { node: uid(99), ..end(1, 1) };
+    let plan = desired(&bumped(permissive(ACTIVE), 1), &anew, &peers(THREE), Stage::Normal);
+    let outcome = reconciler.run(&plan, now).unwrap();
+    assert!(outcome.is_complete() && outcome.burnt.is_empty(), "{outcome:?}");
+}
+
+#[test]
 fn after_a_wipe_and_a_restore_nobody_burns_for_a_peer_that_reboots() {
     let (mut kernel, now) = (kernel(), Instant::now());
     let directory = tempfile::tempdir().unwrap();
