@@ -14,6 +14,9 @@ use crate::{agent::Target, mtu::Finding, plan::Stage};
 /// Characters of a message; the rest is in the log.
 const MESSAGE: usize = 500;
 
+/// What there is to say where nothing is wrong. No text is left empty: an API server may refuse that.
+const WELL: &str = "all is well";
+
 /// The status to bring the object to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
@@ -58,7 +61,7 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
     };
     let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
-    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).unwrap_or("");
+    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).unwrap_or(WELL);
     let status = NodeEncryptionStatus {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
@@ -66,10 +69,13 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         sends: ids(&|generation| said.sends == Some(generation.uid)),
         receives: ids(&|generation| said.receives.contains_key(&generation.uid)),
         peers: format!("{}/{}", seen.peers.0, seen.peers.1),
-        mtu: seen.mtu.map_or_else(String::new, |finding| {
-            let (mtu, limit) = (finding.tunnel.mtu, finding.bound.accepted());
-            if finding.valid() { mtu.to_string() } else { format!("{mtu} > {limit}") }
-        }),
+        mtu: seen.mtu.map_or_else(
+            || "unknown".to_owned(),
+            |finding| {
+                let (mtu, limit) = (finding.tunnel.mtu, finding.bound.accepted());
+                if finding.valid() { mtu.to_string() } else { format!("{mtu} > {limit}") }
+            },
+        ),
         message: short(message),
         awaited: None,
         conditions: conditions(seen, mtu_problem.as_deref()),
@@ -90,7 +96,7 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
     let has_ring = seen.applied.is_some_and(|target| target.content.is_some());
     let keys = match seen.ring_problem {
         Some(problem) => condition("KeysValid", "False", "RingDoesNotCount", problem),
-        None if has_ring => condition("KeysValid", "True", "RingApplied", ""),
+        None if has_ring => condition("KeysValid", "True", "RingApplied", "the key ring is applied"),
         None => {
             let why = seen.nodes.unwrap_or("encryption is off, or there is no key ring yet");
             condition("KeysValid", "Unknown", "NotEncrypting", why)
@@ -98,19 +104,21 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
     };
     let mtu = match (seen.mtu, mtu_problem) {
         (_, Some(problem)) => condition("MtuValid", "False", "TunnelTooLarge", problem),
-        (Some(_), None) => condition("MtuValid", "True", "TunnelFits", ""),
+        (Some(_), None) => condition("MtuValid", "True", "TunnelFits", "the tunnel leaves room for ESP"),
         (None, None) => condition("MtuValid", "Unknown", "NotMeasured", "no tunnel device, or no keys"),
     };
     let (programmed, desired) = seen.peers;
     let missing = format!("{} of {desired} peers lack an SA or a policy", desired.saturating_sub(programmed));
     let peers = match (programmed == desired, seen.kernel) {
-        (true, _) => condition("PeersProgrammed", "True", "AllProgrammed", ""),
+        (true, _) => {
+            condition("PeersProgrammed", "True", "AllProgrammed", "every peer has its SAs and policies")
+        }
         (false, Some(problem)) => condition("PeersProgrammed", "False", "PeersMissing", problem),
         (false, None) => condition("PeersProgrammed", "False", "PeersMissing", &missing),
     };
     let failing = [&keys, &peers].into_iter().find(|condition| condition.status != "True");
     let ready = match failing {
-        None => condition("Ready", "True", "Encrypting", ""),
+        None => condition("Ready", "True", "Encrypting", WELL),
         Some(cause) => condition("Ready", "False", &cause.reason, &cause.message),
     };
     vec![ready, keys, mtu, peers]
@@ -205,7 +213,7 @@ mod tests {
         assert_eq!((node, peers, status.revision), (uid(1), 42, 118));
         let line = [&status.enforcement, &status.sends, &status.receives, &status.peers, &status.mtu];
         assert_eq!(line, ["permissive", "42", "42,43", "42/42", "1440"]);
-        assert_eq!((status.message.as_str(), &status.awaited, &status.heartbeat), ("", &None, &None));
+        assert_eq!((status.message.as_str(), &status.awaited, &status.heartbeat), (WELL, &None, &None));
         assert_eq!(
             states(&status),
             [
@@ -215,6 +223,7 @@ mod tests {
                 ("PeersProgrammed", "True", "AllProgrammed")
             ]
         );
+        assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()));
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
     }
