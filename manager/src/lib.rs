@@ -15,3 +15,6 @@ pub mod telling;
 pub mod turn;
 pub mod view;
 pub mod waiting;
+
+/// How the API server knows us.
+pub const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));

@@ -19,8 +19,8 @@ use secureoverlay_daemon::client;
 use tokio::time::sleep;
 
 use crate::{
+    USER_AGENT,
     encryptions::WatchedEncryption,
-    run::USER_AGENT,
     store::{Requests, Store, Written},
     view::{ENCRYPTIONS, pages},
 };

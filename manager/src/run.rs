@@ -20,6 +20,7 @@ use secureoverlay_daemon::{
 use tokio::time::{sleep, timeout};
 
 use crate::{
+    USER_AGENT,
     cluster::{self, Cluster},
     config::Config,
     metrics::Metrics,
@@ -29,8 +30,6 @@ use crate::{
     view::ViewError,
 };
 
-/// How the API server knows us.
-pub const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));
 /// More than its requests take together, each of which is bounded too.
 const TURN_LIMIT: Duration = Duration::from_secs(120);
 

@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
@@ -95,9 +96,14 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
     Ok([manager, agent, prober].into_iter().chain(next).collect())
 }
 
-/// The manager's program, for use on this machine.
-pub fn manager() -> Result<PathBuf> {
-    Ok(build()?.join("ucp-secureoverlay-mgr"))
+/// The manager's program, for use on this machine; built once.
+pub fn manager() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if PROGRAM.get().is_none() {
+        // Whoever comes first has built it; the other found the same.
+        PROGRAM.set(build()?.join("ucp-secureoverlay-mgr")).ok();
+    }
+    PROGRAM.get().map(PathBuf::as_path).context("the manager was not built")
 }
 
 fn busybox(root: &Path) -> PathBuf {
