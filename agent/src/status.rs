@@ -76,6 +76,7 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
                 if finding.valid() { mtu.to_string() } else { format!("{mtu} > {limit}") }
             },
         ),
+        next_rotation: ring.and_then(|ring| ring.next_rotation),
         message: short(message),
         awaited: None,
         conditions: conditions(seen, mtu_problem.as_deref()),
@@ -163,7 +164,8 @@ mod tests {
             )
         };
         let ring = format!(
-            "version: 1\nrevision: 118\nenforcement: permissive\ngenerations:\n{}{}",
+            "version: 1\nrevision: 118\nenforcement: permissive\nnextRotation: 2026-11-21T03:00:00Z\n\
+             generations:\n{}{}",
             generation(42, "active"),
             generation(43, "staged")
         );
@@ -223,6 +225,7 @@ mod tests {
                 ("PeersProgrammed", "True", "AllProgrammed")
             ]
         );
+        assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
         assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()));
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
     printcolumn(name = "Awaited", type_ = "string", json_path = ".status.awaited"),
+    printcolumn(name = "Next", type_ = "string", json_path = ".status.nextRotation"),
     printcolumn(name = "Heartbeat", type_ = "date", json_path = ".status.heartbeat"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
 )]
@@ -64,6 +65,10 @@ pub struct NodeEncryptionStatus {
     /// The tunnel's MTU, and the largest one that leaves room for ESP where it is too large: "1440", "1480 > 1452".
     #[serde(default)]
     pub mtu: String,
+    /// When the next rotation is due; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    pub next_rotation: Option<Timestamp>,
     /// What is wrong, or what is going on.
     #[serde(default)]
     pub message: String,
