@@ -82,8 +82,9 @@ const TABLE: &str = "partition";
 /// Drops what the node sends to the API server.
 fn cut_off(lab: &Lab, ip: &str) -> Result<()> {
     let rules = format!(
-        "table inet {TABLE} {{ chain input {{ type filter hook input priority -10; \
-         ip saddr {ip} tcp dport 6443 drop; }} }}"
+        "add table inet {TABLE}\n\
+         add chain inet {TABLE} input {{ type filter hook input priority -10; }}\n\
+         add rule inet {TABLE} input ip saddr {ip} tcp dport 6443 drop\n"
     );
     lab.in_network(&["nft", &rules]).map(drop)
 }
