@@ -170,13 +170,6 @@ impl Lab {
         self.exec_ok(node, &["sh", "/lab/node/kubelet.sh"]).map(drop)
     }
 
-    /// Sends a signal to all processes of this name in a guest, in pods too; fails if there is none.
-    pub fn signal(&self, node: &str, signal: &str, process: &str) -> Result<()> {
-        // The kernel keeps 15 bytes of a name.
-        let name = &process[..process.len().min(15)];
-        self.exec_ok(node, &["pkill", &format!("-{signal}"), "-x", name]).map(drop)
-    }
-
     /// Pulls a node's plug: its guest is gone at once, with all that it held.
     pub fn power_off(&self, node: &str) -> Result<()> {
         self.process(node)?.stop(Duration::ZERO)

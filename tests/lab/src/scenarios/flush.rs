@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::overlay::{Manifest, Overlay};
 use super::probe::Probe;
-use super::processes::{AGENT, pids};
+use super::processes::{AGENT, pids, signal};
 use super::{reachable, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -69,14 +69,14 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
             let mut took = Duration::ZERO;
             let watched = wire::watch(&probe, what, || {
                 if *one_stopped {
-                    lab.signal(&stopped.name, "STOP", AGENT)?;
+                    signal(lab, &stopped.name, AGENT, "-STOP")?;
                 }
                 let begun = Instant::now();
                 inflict(lab, flushed, others)?;
                 let waiting = begun.elapsed();
                 let reached = reachable::wait(lab, flushed, if *one_stopped { moving } else { others });
                 if *one_stopped {
-                    lab.signal(&stopped.name, "CONT", AGENT)?;
+                    signal(lab, &stopped.name, AGENT, "-CONT")?;
                 }
                 took = waiting + reached?;
                 Ok(())

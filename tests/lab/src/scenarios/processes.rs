@@ -17,14 +17,16 @@ pub fn pids(lab: &Lab, node: &str, program: &str) -> Result<Vec<String>> {
     Ok(lab.exec_ok(node, &["bash", "-c", &script])?.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Sends a signal to a program on all nodes; returns how many processes got it.
-pub fn signal_everywhere(lab: &Lab, program: &str, signal: &str) -> Result<usize> {
-    let mut count = 0;
-    for node in lab.nodes() {
-        for pid in pids(lab, &node.name, program)? {
-            lab.exec_ok(&node.name, &["kill", signal, &pid])?;
-            count += 1;
-        }
+/// Sends a signal to a program on a node; returns how many processes got it.
+pub fn signal(lab: &Lab, node: &str, program: &str, signal: &str) -> Result<usize> {
+    let pids = pids(lab, node, program)?;
+    for pid in &pids {
+        lab.exec_ok(node, &["kill", signal, pid])?;
     }
-    Ok(count)
+    Ok(pids.len())
+}
+
+/// Sends a signal to a program on all nodes; returns how many processes got it.
+pub fn signal_everywhere(lab: &Lab, program: &str, word: &str) -> Result<usize> {
+    lab.nodes().iter().map(|node| signal(lab, &node.name, program, word)).sum()
 }

@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::cluster::until;
 use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
-use super::processes::AGENT;
+use super::processes::{AGENT, signal};
 use super::ring::Ring;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
@@ -33,11 +33,11 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let watched = wire::watch(&probe, "while an agent is stopped", || {
         let begun = Instant::now();
         note(format!("the agent of {node} is stopped, and the keys are to rotate"));
-        lab.signal(node, "STOP", AGENT)?;
+        ensure!(signal(lab, node, AGENT, "-STOP")? == 1, "no agent to be stopped on {node}");
         manager::rotate(lab, &[])?;
         while begun.elapsed() < stopped_for {
             // In the long profile the kubelet starts an agent that does not answer anew: that one is stopped too.
-            lab.exec(node, &["pkill", "-STOP", "-x", &AGENT[..15]])?;
+            signal(lab, node, AGENT, "-STOP")?;
             if let Some(awaited) = manager::status(lab, node, "awaited")? {
                 named = Some(awaited);
             }
@@ -50,7 +50,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         note(format!("kubectl get nodeencryptions:\n{}", manager::table(lab)?));
         waited = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
         note("it goes on");
-        lab.signal(node, "CONT", AGENT)?;
+        signal(lab, node, AGENT, "-CONT")?;
         rotate_timed::wait_rotated(lab, &before)?;
         until("nobody to be awaited any more", PATIENCE, || {
             Ok(manager::status(lab, node, "awaited")?.is_none())
