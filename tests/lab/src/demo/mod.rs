@@ -13,6 +13,7 @@ use crate::scenarios::cluster::until;
 use crate::scenarios::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
 use crate::scenarios::probe::Probe;
 use crate::scenarios::processes::{AGENT, MANAGER, signal_everywhere};
+use crate::scenarios::rotate_timed::Leftovers;
 use crate::scenarios::wire::{self, Watched};
 use crate::scenarios::{metrics, ring, rotate_timed, xfrm};
 use crate::{cache, clean, pcap};
@@ -250,13 +251,13 @@ impl<'a> Story<'a> {
     fn rotate(&mut self, report: &mut Report) -> Result<()> {
         chapter(5, "New keys, under traffic");
         let lab = self.lab;
-        let before = rotate_timed::steady(lab)?;
+        let before = rotate_timed::steady(lab, Leftovers::Go)?;
         say("Keys rotate every 12 hours by default. The demo sets the date of the next rotation to now.");
         self.encrypted_step("rotation of the keys", report, || {
             ring::rotate_now(lab)?;
-            rotate_timed::wait_rotated(lab, &before)
+            rotate_timed::wait_rotated(lab, &before, Leftovers::Go)
         })?;
-        let after = rotate_timed::steady(lab)?;
+        let after = rotate_timed::steady(lab, Leftovers::Go)?;
         say("The number that names the keys a node sends with (SPI), before and after:\n");
         for (node, old) in before.spis() {
             say(&format!("    {node:8} {old}  →  {}", after.spis().get(node).unwrap_or(&"?")));

@@ -7,6 +7,7 @@ use super::cluster::until;
 use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::ring::{self, Ring};
+use super::rotate_timed::Leftovers;
 use super::{metrics, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -50,9 +51,9 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     watched.check_encrypted(report);
 
     note("a rotation afterwards");
-    let before = rotate_timed::steady(lab)?;
+    let before = rotate_timed::steady(lab, Leftovers::Go)?;
     ring::rotate_now(lab)?;
-    rotate_timed::wait_rotated(lab, &before)?;
+    rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
     report.figure("ways", ways);
     report.figure("sent", watched.probes.sent);
     report.figure("lost", watched.probes.lost);

@@ -6,6 +6,7 @@ use super::cluster::until;
 use super::overlay::{AGENTS, Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::ring::Ring;
+use super::rotate_timed::Leftovers;
 use super::{rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -34,8 +35,8 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         let watched = wire::watch(&probe, &format!("with {limit}"), || {
             configure_agents(&overlay, limit)?;
             for _ in 0..rotations {
-                let before = rotate_timed::steady(lab)?;
-                rotate_timed::wait_rotated(lab, &before)?;
+                let before = rotate_timed::steady(lab, Leftovers::Go)?;
+                rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
                 early += 1;
             }
             configure_agents(&overlay, off)?;

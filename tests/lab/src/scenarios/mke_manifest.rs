@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::overlay::{Manifest, NAMESPACE, Overlay};
+use super::rotate_timed::Leftovers;
 use super::{encrypt, ring, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -21,10 +22,10 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Mke);
     encrypt::switch_on_and_off(&overlay, profile, report, |probe, report| {
         note("one rotation");
-        let before = rotate_timed::steady(lab)?;
+        let before = rotate_timed::steady(lab, Leftovers::Go)?;
         let rotated = wire::watch(probe, "while rotating", || {
             ring::rotate_now(lab)?;
-            rotate_timed::wait_rotated(lab, &before)
+            rotate_timed::wait_rotated(lab, &before, Leftovers::Go)
         })?;
         rotated.check_delivered(report);
         rotated.check_encrypted(report);

@@ -9,6 +9,7 @@ use super::cluster::until;
 use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::ring::Ring;
+use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -29,7 +30,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let probe = Probe::deploy(lab)?;
     overlay.enable()?;
     overlay.configure_manager(&[&format!("SECUREOVERLAY_UNREACHABLE_LIMIT={}s", LIMIT.as_secs())])?;
-    let before = rotate_timed::steady(lab)?;
+    let before = rotate_timed::steady(lab, Leftovers::Go)?;
     // Not the manager's node: that one is cut off from nothing.
     let (_, home) = overlay.managers()?.pop().context("there is no manager")?;
     let cut = lab.nodes().iter().find(|node| node.name != home).context("a lab with one node")?;

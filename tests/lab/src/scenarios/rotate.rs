@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::manager;
 use super::overlay::{Manifest, Overlay};
 use super::probe::Probe;
+use super::rotate_timed::Leftovers;
 use super::{rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -46,9 +47,9 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         let rotated = wire::watch(&probe, &format!("rotating at {rate} a second"), || {
             let begun = Instant::now();
             for _ in 0..count {
-                let before = rotate_timed::steady(lab)?;
+                let before = rotate_timed::steady(lab, Leftovers::Go)?;
                 manager::rotate(lab, &["--wait"])?;
-                rotate_timed::wait_rotated(lab, &before)?;
+                rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
                 done += 1;
             }
             took += begun.elapsed();

@@ -10,6 +10,7 @@ use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::processes::{AGENT, MANAGER, pids, signal_everywhere};
 use super::ring::Ring;
+use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -61,12 +62,12 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let (mut rotations, mut sent, mut lost, mut duplicated) = (0, 0, 0, 0);
     for (what, fault) in FAULTS {
         note(what);
-        let before = rotate_timed::steady(lab)?;
+        let before = rotate_timed::steady(lab, Leftovers::Stay)?;
         let watched = wire::watch(&probe, what, || {
             manager::rotate(lab, &[])?;
             fault(lab, away)?;
             // Never stuck; a program that was killed several times is started anew after a pause.
-            rotate_timed::wait_rotated(lab, &before)?;
+            rotate_timed::wait_rotated(lab, &before, Leftovers::Stay)?;
             overlay.wait_rolled_out()
         })?;
         watched.check_delivered(report);

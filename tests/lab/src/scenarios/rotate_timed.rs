@@ -13,6 +13,7 @@ use super::{wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::wait::wait_until;
 
 const ROTATIONS: u64 = 3;
 
@@ -40,7 +41,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let (interval, delay, rotations) =
         if profile == Profile::Full { ("60s", "20s", 2 * ROTATIONS) } else { ("12s", "4s", ROTATIONS) };
     note(format!("{rotations} rotations, one every {interval}"));
-    let mut before = steady(lab)?;
+    let mut before = steady(lab, Leftovers::Go)?;
     let mut done = 0;
     let rotated = wire::watch(&probe, "while rotating", || {
         overlay.configure_manager(&[
@@ -49,9 +50,10 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
             &format!("SECUREOVERLAY_PROPAGATION_DELAY={delay}"),
         ])?;
         for _ in 0..rotations {
-            wait_rotated(lab, &before)?;
+            wait_rotated(lab, &before, Leftovers::Go)?;
             done += 1;
-            before = Steady::now(lab)?.context("a rotation began the moment that one ended")?;
+            before =
+                Steady::now(lab, Leftovers::Go)?.context("a rotation began the moment that one ended")?;
         }
         Ok(())
     })?;
@@ -65,6 +67,15 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("max_gap_ms", rotated.probes.longest_gap_ms);
     report.figure("baseline_gap_ms", baseline.longest_gap_ms);
     overlay.disable_and_check(report)
+}
+
+/// SAs of earlier generations in a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// There must be none.
+    Go,
+    /// An agent that was killed in the middle does not know why they are there, and keeps them for ten minutes.
+    Stay,
 }
 
 /// A cluster between two rotations.
@@ -89,11 +100,13 @@ impl Steady {
     }
 
     /// `None` while a rotation is going on, in the ring or in a kernel.
-    fn now(lab: &Lab) -> Result<Option<Self>> {
+    fn now(lab: &Lab, leftovers: Leftovers) -> Result<Option<Self>> {
         let Some(ring) = Ring::read(lab)?.filter(Ring::is_steady) else { return Ok(None) };
         let kernels = xfrm::dump(lab)?;
-        // One state each way for each peer, nothing of an earlier generation.
-        if kernels.values().any(|kernel| kernel.our_states() != 2 * (kernels.len() - 1)) {
+        // One state each way for each peer.
+        let wanted = 2 * (kernels.len() - 1);
+        let clean = |states: usize| states == wanted || (states > wanted && leftovers == Leftovers::Stay);
+        if !kernels.values().all(|kernel| clean(kernel.our_states())) {
             return Ok(None);
         }
         let sends_with = kernels.into_iter().map(|(node, kernel)| (node, kernel.sends_with())).collect();
@@ -103,19 +116,18 @@ impl Steady {
 
 /// Waits for the end of a rotation that is going on.
 pub fn wait_steady(lab: &Lab) -> Result<()> {
-    until("a rotation to end", PATIENCE, || Ok(Steady::now(lab)?.is_some()))
+    steady(lab, Leftovers::Go).map(drop)
 }
 
 /// The cluster as it is, once no rotation is going on.
-pub fn steady(lab: &Lab) -> Result<Steady> {
-    wait_steady(lab)?;
-    Steady::now(lab)?.context("a rotation began just now")
+pub fn steady(lab: &Lab, leftovers: Leftovers) -> Result<Steady> {
+    wait_until("a rotation to end", PATIENCE, || Steady::now(lab, leftovers))
 }
 
 /// Waits until a later generation alone is in the ring, and every node sends to every other with another SPI.
-pub fn wait_rotated(lab: &Lab, before: &Steady) -> Result<()> {
+pub fn wait_rotated(lab: &Lab, before: &Steady, leftovers: Leftovers) -> Result<()> {
     until("the keys to rotate", PATIENCE, || {
-        let Some(now) = Steady::now(lab)? else { return Ok(false) };
+        let Some(now) = Steady::now(lab, leftovers)? else { return Ok(false) };
         if now.generation <= before.generation {
             return Ok(false);
         }

@@ -10,6 +10,7 @@ use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::processes::{AGENT, signal};
 use super::ring::Ring;
+use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -26,7 +27,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
     let probe = Probe::deploy(lab)?;
     overlay.enable()?;
-    let before = rotate_timed::steady(lab)?;
+    let before = rotate_timed::steady(lab, Leftovers::Go)?;
     let node = &lab.nodes().last().context("a lab without nodes")?.name;
     let stopped_for = Duration::from_secs(if profile == Profile::Full { 180 } else { 30 });
     let (mut named, mut event, mut waited) = (None, None, false);
@@ -51,7 +52,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         waited = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
         note("it goes on");
         signal(lab, node, AGENT, "-CONT")?;
-        rotate_timed::wait_rotated(lab, &before)?;
+        rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
         until("nobody to be awaited any more", PATIENCE, || {
             Ok(manager::status(lab, node, "awaited")?.is_none())
         })
