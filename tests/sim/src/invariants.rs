@@ -1,0 +1,235 @@
+//! What must hold after every step (DESIGN, invariants 1, 2, 4 and 5), and in the end (6).
+//!
+//! 3 says what enforcing nodes let through; enforcement is not built yet, and its check belongs here.
+
+use std::time::Duration;
+
+use secureoverlay_agent::{diff::GRACE, plan::Stage, xfrm::SaId};
+use secureoverlay_common::{
+    node::NodeFacts,
+    ring::{Generation, Ring, Role},
+    wire::Derivation,
+};
+
+use crate::{
+    Time,
+    machine::{Known, Machine},
+    world::{Break, World},
+};
+
+/// For so long packets may be under way.
+const FLIGHT: Duration = Duration::from_secs(4);
+
+impl World {
+    /// Checks what this step may have changed.
+    pub fn check(&mut self) {
+        for at in std::mem::take(&mut self.dirty) {
+            self.check_kernel(at);
+            for peer in 0..self.machines.len() {
+                if peer != at {
+                    self.check_pair(at, peer);
+                    self.check_pair(peer, at);
+                }
+            }
+        }
+    }
+
+    fn check_kernel(&mut self, at: usize) {
+        let tables = self.machines[at].tables.clone();
+        let mut tables = tables.borrow_mut();
+        let now = self.now;
+        tables.switched.retain(|(_, since)| now <= *since + FLIGHT);
+        for (invariant, text) in std::mem::take(&mut tables.wrongs) {
+            self.violate(invariant, format!("node-{}: {text}", at + 1));
+        }
+        for sa in std::mem::take(&mut tables.deleted) {
+            let Some(sender) = self.machines.iter().position(|other| other.live && other.addr == sa.src) else {
+                continue;
+            };
+            let recent = |(id, since): &(SaId, Time)| *id == sa.id && now <= *since + FLIGHT;
+            let under_way = self.machines[sender].tables.borrow().switched.iter().any(recent);
+            if sender != at && under_way && !self.rekeyed(sender, at, sa.id) && !self.excused(sender, at, sa.id) {
+                let text = format!("node-{} dropped {} while its packets were under way", at + 1, sa.id);
+                self.violate(1, text);
+            }
+        }
+    }
+
+    /// Whether an SA went because of its sender's new incarnation, which has cost packets before.
+    fn rekeyed(&self, from: usize, to: usize, id: SaId) -> bool {
+        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
+        let program = receiver.attempted.as_ref().and_then(|known| known.program.as_ref());
+        let (Some(program), Some(uid)) = (program, sender.uid) else { return false };
+        program.ring.generations.iter().any(|generation| {
+            let mut former = generation.clone();
+            (0..generation.incarnation(&uid)).any(|incarnation| {
+                former.incarnations.insert(uid, incarnation);
+                spi(&former, sender, &uid) == id.spi
+            })
+        })
+    }
+
+    /// Invariant 1: what `from` sends to `to` with can be decrypted there.
+    fn check_pair(&mut self, from: usize, to: usize) {
+        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
+        if !sender.live || !receiver.live {
+            return;
+        }
+        let met = (sender.end(), receiver.end());
+        let text = {
+            let (sending, receiving) = (sender.tables.borrow(), receiver.tables.borrow());
+            let Some(id) = sending.pinned(receiver.addr) else { return };
+            let Some(out) = sending.states.get(&id) else { return };
+            let found = receiving.states.get(&id);
+            if found.is_some_and(|found| found.src == sender.addr && found.cipher == out.cipher) {
+                drop((sending, receiving));
+                self.understood.insert((from, to), (id, met));
+                return;
+            }
+            if self.excused(from, to, id) {
+                return;
+            }
+            let has = if found.is_some() { "has another key for" } else { "does not have" };
+            format!("{} sends to {} with {id}, which that {has}", sender.name, receiver.name)
+        };
+        self.violate(1, text);
+    }
+
+    /// Whether two nodes can't be expected to understand each other.
+    fn excused(&self, from: usize, to: usize, id: SaId) -> bool {
+        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
+        let troubled = |machine: &Machine| {
+            let node = self.objects.nodes.get(&machine.name);
+            machine.flushed || machine.left_behind.is_some() || node.is_none_or(|node| node.excluded)
+        };
+        let (Some(sent), Some(received)) = (both(sender), both(receiver)) else { return true };
+        if troubled(sender) || troubled(receiver) || !knows(sender, receiver) || !knows(receiver, sender) {
+            return true;
+        }
+        let rings: Vec<&Ring> =
+            sent.iter().chain(&received).filter_map(|known| Some(&*known.program.as_ref()?.ring)).collect();
+        // Of the generation that is sent with, both know the same incarnations.
+        let of = rings.iter().flat_map(|ring| &ring.generations).find(|generation| {
+            sender.uid.is_some_and(|uid| spi(generation, sender, &uid) == id.spi)
+        });
+        if let (Some(generation), Some(sender), Some(receiver)) = (of, sender.uid, receiver.uid) {
+            let mut known = rings.iter().filter_map(|ring| {
+                let found = ring.generations.iter().find(|found| found.uid == generation.uid)?;
+                Some((found.incarnation(&sender), found.incarnation(&receiver)))
+            });
+            let first = known.next();
+            if known.any(|other| Some(other) != first) {
+                return true;
+            }
+        }
+        // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
+        let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
+        (of.is_none() && strangers) || self.broken(&sent, receiver, &received)
+    }
+
+    /// Whether one of two nodes has seen a break in the ring's history and the other has not.
+    fn broken(&self, sent: &[&Known; 2], receiver: &Machine, received: &[&Known; 2]) -> bool {
+        self.breaks.iter().any(|(version, kind)| {
+            let newer = |known: &[&Known; 2]| known.iter().any(|known| known.version >= *version);
+            let older = |known: &[&Known; 2]| known.iter().any(|known| known.version < *version);
+            let behind = older(received) && newer(sent);
+            let ahead = newer(received) && older(sent);
+            let over = receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
+            match kind {
+                // Somebody else says what to send with, before anybody receives it.
+                Break::Restored => behind || (ahead && over),
+                Break::Lost => ahead && over,
+                Break::Reset => behind || ahead,
+            }
+        })
+    }
+
+    /// Invariant 2: nobody sends with a generation that is dropped, those aside that may be left behind.
+    pub fn check_drop(&mut self, before: Option<&Ring>, nodes: &[NodeFacts]) {
+        let Some(old) = before.and_then(|ring| ring.with_role(Role::Retiring)) else { return };
+        let mut wrongs = Vec::new();
+        for machine in self.machines.iter().filter(|machine| machine.live && machine.left_behind.is_none()) {
+            let node = nodes.iter().find(|node| node.name == machine.name);
+            let Some(uid) = machine.uid.filter(|_| node.is_none_or(|node| node.ready && !node.excluded)) else {
+                continue;
+            };
+            let tables = machine.tables.borrow();
+            let peers = self.machines.iter().filter(|peer| peer.live && peer.uid.is_some());
+            let spi = spi(old, machine, &uid);
+            let sends = peers.filter(|peer| tables.pinned(peer.addr).is_some_and(|id| id.spi == spi)).count();
+            if sends > 0 {
+                wrongs.push(format!("generation {} is dropped while {} sends with it", old.id, machine.name));
+            }
+        }
+        for text in wrongs {
+            self.violate(2, text);
+        }
+    }
+
+    /// Invariant 6: why the cluster is not where it should be; `None` once it is.
+    #[must_use]
+    pub fn unsettled(&self, rotations: u64) -> Option<String> {
+        let Some((ring, version)) = self.ring() else { return Some("there is no ring".into()) };
+        let [active] = &ring.generations[..] else {
+            return Some(format!("the ring is {}", crate::manager::roles(&ring)));
+        };
+        if active.role != Role::Active {
+            return Some("nothing is active".into());
+        }
+        if self.tally.rotations <= rotations {
+            return Some("no rotation was completed".into());
+        }
+        let live: Vec<&Machine> = self.machines.iter().filter(|machine| machine.live).collect();
+        for machine in &live {
+            let name = &machine.name;
+            let Some(known) = &machine.applied else { return Some(format!("{name} is not programmed")) };
+            if known.version < version || machine.flushed || machine.left_behind.is_some() {
+                return Some(format!("{name} is not up to date"));
+            }
+            if known.stage != Stage::Normal {
+                return Some(format!("{name} is at {:?}", known.stage));
+            }
+            let Some(uid) = machine.uid else { return Some(format!("{name} has no Node")) };
+            let spi = spi(active, machine, &uid);
+            let sending = machine.tables.borrow();
+            for peer in live.iter().filter(|peer| peer.addr != machine.addr) {
+                let id = SaId { dst: peer.addr, spi };
+                let pair = format!("{name} to {}", peer.name);
+                if sending.pinned(peer.addr) != Some(id) {
+                    return Some(format!("{pair}: does not send with the active generation"));
+                }
+                let receiving = peer.tables.borrow();
+                let (Some(out), Some(found)) = (sending.states.get(&id), receiving.states.get(&id)) else {
+                    return Some(format!("{pair}: an SA is missing"));
+                };
+                if found.src != machine.addr || found.cipher != out.cipher {
+                    return Some(format!("{pair}: the SAs differ"));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// What a machine was brought to and what it was last to be brought to, in this boot.
+fn both(machine: &Machine) -> Option<[&Known; 2]> {
+    Some([machine.applied.as_ref()?, machine.attempted.as_ref()?])
+}
+
+/// Whether a machine knows itself and another one as they are, and so did its last attempt.
+fn knows(machine: &Machine, other: &Machine) -> bool {
+    let (Some(end), Some(theirs), Some(known)) = (machine.end(), other.end(), both(machine)) else {
+        return false;
+    };
+    known.iter().all(|known| {
+        let program = known.program.as_ref().filter(|_| known.stage == Stage::Normal);
+        program.is_some_and(|program| {
+            let peer = program.peers.get(&theirs.addr);
+            program.local == end && peer.is_some_and(|peer| peer.end == theirs && !peer.excluded)
+        })
+    })
+}
+
+fn spi(generation: &Generation, machine: &Machine, uid: &secureoverlay_common::uid::Uid) -> u32 {
+    Derivation::new(generation).spi_of(machine.addr, uid)
+}
