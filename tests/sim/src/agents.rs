@@ -264,6 +264,9 @@ impl World {
             if complete { "complete" } else { "incomplete" },
             outcome.findings.iter().map(|finding| format!("; {finding}")).collect::<String>(),
         );
+        let generations = known.program.iter().flat_map(|program| &program.ring.generations);
+        let received = generations.filter(|generation| outcome.receives.contains(&generation.uid));
+        machine.claims.extend(received.map(|generation| (generation.uid, generation.incarnations.clone())));
         let quiet = complete && outcome.changed == 0;
         process.outcome = Some(outcome);
         machine.attempted = Some(known.clone());

@@ -148,7 +148,8 @@ impl World {
                 let rubbish = self.rng.below(4);
                 if let Some((secret, _)) = self.objects.secret.clone() {
                     let document: &[u8] =
-                        [&b"{[ not yaml"[..], b"version: 9\n", &[0xff; 40], b"keys: none\n"][rubbish as usize];
+                        [&b"{[ not yaml"[..], b"version: 9\n", &[0xff; 40], b"keys: none\n"]
+                            [rubbish as usize];
                     self.write_secret(Some(Secret { document: Some(document.to_vec()), ..secret }));
                     self.after(seconds(time), Event::Heal(Heal::Secret));
                 }
@@ -312,6 +313,7 @@ impl World {
         (machine.applied, machine.attempted, machine.left_behind) = (None, None, None);
         (machine.flushed, machine.stopped_until, machine.slow_until) = (false, self.now, self.now);
         machine.sends_since.clear();
+        machine.claims.clear();
         self.dirty.insert(at);
         // The kubelet comes first, most of the time.
         let down = self.rng.millis(2000, 60_000);
@@ -325,6 +327,8 @@ impl World {
         let machine = &mut self.machines[at];
         machine.tables.borrow_mut().delete(|rng| rng.below(100) < states, |rng| rng.below(100) < policies);
         machine.flushed = true;
+        // What is of a generation that no ring has any more can't be made again.
+        self.understood.retain(|(_, to), _| *to != at);
         self.dirty.insert(at);
         // Counts are looked at every second; sometimes they are as before.
         if let Some(process) = self.machines[at].process.as_ref().map(|process| process.pid)
@@ -350,12 +354,14 @@ impl World {
     }
 
     fn restore(&mut self, back: usize) {
-        let Some(document) = self.history.len().checked_sub(1 + back).map(|at| self.history[at].clone()) else {
+        let Some(document) = self.history.len().checked_sub(1 + back).map(|at| self.history[at].clone())
+        else {
             return;
         };
         if let Some((secret, _)) = self.objects.secret.clone() {
+            let before = self.history.last().cloned();
             let version = self.write_secret(Some(Secret { document: Some(document), ..secret }));
-            self.breaks.insert(version, Break::Restored);
+            self.note_break(version, Break::Restored, before.as_deref());
         }
     }
 

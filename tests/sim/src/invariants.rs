@@ -8,13 +8,15 @@ use secureoverlay_agent::{diff::GRACE, plan::Stage, xfrm::SaId};
 use secureoverlay_common::{
     node::NodeFacts,
     ring::{Generation, Ring, Role},
+    rotation::Incarnations,
+    uid::Uid,
     wire::Derivation,
 };
 
 use crate::{
     Time,
     machine::{Known, Machine},
-    world::{Break, World},
+    world::{Break, Broken, World},
 };
 
 /// For so long packets may be under way.
@@ -43,30 +45,34 @@ impl World {
             self.violate(invariant, format!("node-{}: {text}", at + 1));
         }
         for sa in std::mem::take(&mut tables.deleted) {
-            let Some(sender) = self.machines.iter().position(|other| other.live && other.addr == sa.src) else {
+            let Some(sender) = self.machines.iter().position(|other| other.live && other.addr == sa.src)
+            else {
                 continue;
             };
             let recent = |(id, since): &(SaId, Time)| *id == sa.id && now <= *since + FLIGHT;
             let under_way = self.machines[sender].tables.borrow().switched.iter().any(recent);
-            if sender != at && under_way && !self.rekeyed(sender, at, sa.id) && !self.excused(sender, at, sa.id) {
+            if sender != at
+                && under_way
+                && !self.replaced(sender, at, sa.id)
+                && !self.excused(sender, at, sa.id)
+            {
                 let text = format!("node-{} dropped {} while its packets were under way", at + 1, sa.id);
                 self.violate(1, text);
             }
         }
     }
 
-    /// Whether an SA went because of its sender's new incarnation, which has cost packets before.
-    fn rekeyed(&self, from: usize, to: usize, id: SaId) -> bool {
+    /// Whether an SA of a generation that is still there went: for an incarnation or an identity of its sender that is
+    /// no more.
+    fn replaced(&self, from: usize, to: usize, id: SaId) -> bool {
         let (sender, receiver) = (&self.machines[from], &self.machines[to]);
         let program = receiver.attempted.as_ref().and_then(|known| known.program.as_ref());
-        let (Some(program), Some(uid)) = (program, sender.uid) else { return false };
-        program.ring.generations.iter().any(|generation| {
-            let mut former = generation.clone();
-            (0..generation.incarnation(&uid)).any(|incarnation| {
-                former.incarnations.insert(uid, incarnation);
-                spi(&former, sender, &uid) == id.spi
-            })
-        })
+        let (Some(program), Some(uid)) = (program, sender.uid) else { return true };
+        program
+            .ring
+            .generations
+            .iter()
+            .any(|found| incarnation(found, self.incarnations, sender, &uid, id).is_some())
     }
 
     /// Invariant 1: what `from` sends to `to` with can be decrypted there.
@@ -83,10 +89,15 @@ impl World {
             let found = receiving.states.get(&id);
             if found.is_some_and(|found| found.src == sender.addr && found.cipher == out.cipher) {
                 drop((sending, receiving));
-                self.understood.insert((from, to), (id, met));
+                // Not with keys of who they were before.
+                if knows(sender, receiver) && knows(receiver, sender) {
+                    self.understood.insert((from, to), (id, met));
+                }
                 return;
             }
             if self.excused(from, to, id) {
+                drop((sending, receiving));
+                self.understood.remove(&(from, to));
                 return;
             }
             let has = if found.is_some() { "has another key for" } else { "does not have" };
@@ -108,33 +119,58 @@ impl World {
         }
         let rings: Vec<&Ring> =
             sent.iter().chain(&received).filter_map(|known| Some(&*known.program.as_ref()?.ring)).collect();
-        // Of the generation that is sent with, both know the same incarnations.
-        let of = rings.iter().flat_map(|ring| &ring.generations).find(|generation| {
-            sender.uid.is_some_and(|uid| spi(generation, sender, &uid) == id.spi)
-        });
-        if let (Some(generation), Some(sender), Some(receiver)) = (of, sender.uid, receiver.uid) {
+        let (Some(from_uid), Some(to_uid)) = (sender.uid, receiver.uid) else { return true };
+        let of = rings
+            .iter()
+            .flat_map(|ring| &ring.generations)
+            .find_map(|found| Some((found, incarnation(found, self.incarnations, sender, &from_uid, id)?)));
+        if let Some((generation, sent_under)) = of {
+            let pair = |map: &Incarnations| {
+                let of = |uid| map.get(uid).copied().unwrap_or(0);
+                (of(&from_uid), of(&to_uid))
+            };
             let mut known = rings.iter().filter_map(|ring| {
                 let found = ring.generations.iter().find(|found| found.uid == generation.uid)?;
-                Some((found.incarnation(&sender), found.incarnation(&receiver)))
+                Some(pair(&found.incarnations))
             });
-            let first = known.next();
-            if known.any(|other| Some(other) != first) {
+            let now = known.next().unwrap_or_default();
+            // A new incarnation that one of them has not seen, or has not moved to.
+            if now.0 != sent_under || known.any(|other| other != now) {
+                return true;
+            }
+            // One that came after the activation is waited for by nobody.
+            let since = self.activated.get(&generation.uid).is_some_and(|before| pair(before) != now);
+            let claims = receiver.claims.get(&generation.uid).map(pair);
+            if claims != Some(now) && (since || claims.is_some()) {
                 return true;
             }
         }
         // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
         let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
-        (of.is_none() && strangers) || self.broken(&sent, receiver, &received)
+        (of.is_none() && strangers)
+            || self.broken(&sent, receiver, &received, strangers, of.map(|(generation, _)| generation.uid))
     }
 
     /// Whether one of two nodes has seen a break in the ring's history and the other has not.
-    fn broken(&self, sent: &[&Known; 2], receiver: &Machine, received: &[&Known; 2]) -> bool {
-        self.breaks.iter().any(|(version, kind)| {
+    fn broken(
+        &self,
+        sent: &[&Known; 2],
+        receiver: &Machine,
+        received: &[&Known; 2],
+        strangers: bool,
+        of: Option<Uid>,
+    ) -> bool {
+        self.breaks.iter().any(|(version, Broken { kind, retiring })| {
             let newer = |known: &[&Known; 2]| known.iter().any(|known| known.version >= *version);
             let older = |known: &[&Known; 2]| known.iter().any(|known| known.version < *version);
             let behind = older(received) && newer(sent);
             let ahead = newer(received) && older(sent);
-            let over = receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
+            // A known gap of the product: of a ring that is lost, what was retiring goes at once, though nobody knows
+            // whether everybody has left it.
+            let gap = retiring.is_some() && *retiring == of;
+            let over = strangers
+                || gap
+                || receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
             match kind {
                 // Somebody else says what to send with, before anybody receives it.
                 Break::Restored => behind || (ahead && over),
@@ -150,7 +186,8 @@ impl World {
         let mut wrongs = Vec::new();
         for machine in self.machines.iter().filter(|machine| machine.live && machine.left_behind.is_none()) {
             let node = nodes.iter().find(|node| node.name == machine.name);
-            let Some(uid) = machine.uid.filter(|_| node.is_none_or(|node| node.ready && !node.excluded)) else {
+            let Some(uid) = machine.uid.filter(|_| node.is_none_or(|node| node.ready && !node.excluded))
+            else {
                 continue;
             };
             let tables = machine.tables.borrow();
@@ -230,6 +267,19 @@ fn knows(machine: &Machine, other: &Machine) -> bool {
     })
 }
 
-fn spi(generation: &Generation, machine: &Machine, uid: &secureoverlay_common::uid::Uid) -> u32 {
+fn spi(generation: &Generation, machine: &Machine, uid: &Uid) -> u32 {
     Derivation::new(generation).spi_of(machine.addr, uid)
+}
+
+/// The incarnation, `last` at most, under which a machine has this SPI in a generation.
+fn incarnation(generation: &Generation, last: u32, machine: &Machine, uid: &Uid, id: SaId) -> Option<u32> {
+    let present = generation.incarnation(uid);
+    if spi(generation, machine, uid) == id.spi {
+        return Some(present);
+    }
+    let mut former = generation.clone();
+    (0..=last).find(|incarnation| {
+        former.incarnations.insert(*uid, *incarnation);
+        spi(&former, machine, uid) == id.spi
+    })
 }

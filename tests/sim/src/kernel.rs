@@ -68,8 +68,7 @@ impl Tables {
             action: None,
         };
         let states = [sa(local, 0x300), sa(other, 0x301)];
-        let policies =
-            [policy(Direction::In, other, local, 50), policy(Direction::Out, local, other, 4)];
+        let policies = [policy(Direction::In, other, local, 50), policy(Direction::Out, local, other, 4)];
         let foreign = (states.to_vec(), policies.to_vec());
         Self {
             states: states.into_iter().map(|sa| (sa.id, sa)).collect(),

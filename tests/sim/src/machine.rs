@@ -7,7 +7,9 @@ use secureoverlay_agent::{
     plan::{Plan, Stage},
     reconcile::{Outcome, Reconciler},
 };
-use secureoverlay_common::{acknowledged::Acknowledgement, ring::Ring, uid::Uid, wire::End};
+use secureoverlay_common::{
+    acknowledged::Acknowledgement, ring::Ring, rotation::Incarnations, uid::Uid, wire::End,
+};
 
 use crate::{
     Time,
@@ -58,6 +60,8 @@ pub struct Machine {
     pub applied: Option<Known>,
     /// The last target that was tried in this boot.
     pub attempted: Option<Known>,
+    /// What it said last of each generation: under which incarnations it receives with it.
+    pub claims: BTreeMap<Uid, Incarnations>,
     /// Somebody else took SAs or policies away, which were not all repaired yet.
     pub flushed: bool,
     /// The resourceVersion of the write that went on without it.
@@ -77,7 +81,11 @@ impl Machine {
 
     /// How long something takes that takes so many milliseconds at least and at most.
     pub fn delay(&mut self, now: Time, from: u64, to: u64) -> Time {
-        if now < self.slow_until { self.rng.millis(from + 500, to + 30_000) } else { self.rng.millis(from, to) }
+        if now < self.slow_until {
+            self.rng.millis(from + 500, to + 30_000)
+        } else {
+            self.rng.millis(from, to)
+        }
     }
 }
 

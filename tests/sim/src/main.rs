@@ -64,7 +64,9 @@ fn main() -> ExitCode {
 fn simulate(options: &Options) -> Result<bool> {
     let variant = options.variant.as_deref().map(named).transpose()?;
     if let Some(text) = &options.seed {
-        let [kept] = &run::kept(text).map_err(anyhow::Error::msg)?[..] else { bail!("--seed takes one seed") };
+        let [kept] = &run::kept(text).map_err(anyhow::Error::msg)?[..] else {
+            bail!("--seed takes one seed")
+        };
         return Ok(one(kept, variant, options.tail));
     }
     let begun = Instant::now();

@@ -246,20 +246,25 @@ impl World {
             self.check_drop(held.ring.as_ref(), nodes);
         }
         let behind = self.left_behind(held.ring.as_ref(), action, nodes);
+        let before = self.history.last().cloned();
         let version = self.write_secret(Some(Secret { uid, document: Some(document) }));
         for machine in behind {
             self.machines[machine].left_behind = Some(version);
         }
         match action {
-            Action::Begin => drop(self.breaks.insert(version, Break::Lost)),
-            Action::Reset => drop(self.breaks.insert(version, Break::Reset)),
+            Action::Begin => self.note_break(version, Break::Lost, before.as_deref()),
+            Action::Reset => self.note_break(version, Break::Reset, before.as_deref()),
             Action::Drop => self.tally.rotations += 1,
             Action::Rekey => {
                 self.tally.rekeys += 1;
                 let now = self.instant();
                 self.managers[at].acknowledged.rekeyed(now);
             }
-            Action::Wait | Action::Stage | Action::Activate => {}
+            Action::Activate => {
+                let active = next.active().map(|active| (active.uid, active.incarnations.clone()));
+                self.activated.extend(active);
+            }
+            Action::Wait | Action::Stage => {}
         }
         self.tell(|| format!("manager {at}: {action:?}, revision {} is {}", next.revision, roles(next)));
         Duration::from_millis(50)

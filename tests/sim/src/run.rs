@@ -139,10 +139,13 @@ pub fn kept(text: &str) -> Result<Vec<Kept>, String> {
             numbers.map(str::parse).collect::<Result<Vec<usize>, _>>().ok()
         };
         let seed = seed.trim().parse().ok()?;
-        Some(Kept { seed, faults: match faults {
-            Some(faults) => Some(numbers(faults)?),
-            None => None,
-        } })
+        Some(Kept {
+            seed,
+            faults: match faults {
+                Some(faults) => Some(numbers(faults)?),
+                None => None,
+            },
+        })
     };
     text.lines()
         .filter(|text| !text.split('#').next().unwrap_or_default().trim().is_empty())

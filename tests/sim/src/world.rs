@@ -16,6 +16,7 @@ use secureoverlay_common::{
     acknowledged::Acknowledgement,
     node::NodeFacts,
     ring::{Ring, Role},
+    rotation::Incarnations,
     uid::Uid,
     wire::End,
 };
@@ -106,6 +107,15 @@ pub enum Break {
     Reset,
 }
 
+/// A break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Of which kind.
+    pub kind: Break,
+    /// The generation that was retiring in the ring before.
+    pub retiring: Option<Uid>,
+}
+
 /// What is counted.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -142,11 +152,15 @@ pub struct World {
     /// Rings that were written, with their documents.
     pub history: Vec<Vec<u8>>,
     /// Breaks, by resourceVersion.
-    pub breaks: BTreeMap<u64, Break>,
+    pub breaks: BTreeMap<u64, Broken>,
     /// Numbers of all generations that ever were.
     pub numbers: BTreeMap<Uid, u64>,
     /// Since when each generation has had its role.
     pub roles: BTreeMap<(Uid, Role), Time>,
+    /// The highest incarnation that there ever was.
+    pub incarnations: u32,
+    /// The incarnations of each generation when it was activated.
+    pub activated: BTreeMap<Uid, Incarnations>,
     /// Machines about which something changed in this step.
     pub dirty: BTreeSet<usize>,
     /// The SA with which each machine was last understood by each other, and who they were.
@@ -230,6 +244,8 @@ impl World {
             breaks: BTreeMap::new(),
             numbers: BTreeMap::new(),
             roles: BTreeMap::new(),
+            incarnations: 0,
+            activated: BTreeMap::new(),
             dirty: BTreeSet::new(),
             understood: BTreeMap::new(),
             violation: None,
@@ -358,8 +374,12 @@ impl World {
 
     /// Something stored has changed: everybody who watches hears of it, some time.
     pub fn changed(&mut self, what: What, change: &Change) {
-        let watchers: Vec<Who> =
-            self.streams.iter().filter(|((_, of), stream)| *of == what && stream.up).map(|((who, _), _)| *who).collect();
+        let watchers: Vec<Who> = self
+            .streams
+            .iter()
+            .filter(|((_, of), stream)| *of == what && stream.up)
+            .map(|((who, _), _)| *who)
+            .collect();
         for who in watchers {
             if !self.calm && self.rng.permille(self.scenario.broken) {
                 self.lose(who, what);
@@ -427,6 +447,13 @@ impl World {
         }
     }
 
+    /// Notes a break that the write of this version made; `before` is the last ring before it.
+    pub fn note_break(&mut self, version: u64, kind: Break, before: Option<&[u8]>) {
+        let ring = before.and_then(|document| Ring::parse(document).ok());
+        let retiring = ring.and_then(|ring| Some(ring.with_role(Role::Retiring)?.uid));
+        self.breaks.insert(version, Broken { kind, retiring });
+    }
+
     /// Stores a Secret, or its absence.
     pub fn write_secret(&mut self, secret: Option<Secret>) -> u64 {
         self.objects.version += 1;
@@ -439,9 +466,14 @@ impl World {
             }
             for generation in &ring.generations {
                 self.numbers.insert(generation.uid, generation.id);
+                let last = generation.incarnations.values().copied().max().unwrap_or(0);
+                self.incarnations = self.incarnations.max(last);
             }
-            let roles: BTreeMap<_, _> =
-                ring.generations.iter().map(|generation| ((generation.uid, generation.role), self.now)).collect();
+            let roles: BTreeMap<_, _> = ring
+                .generations
+                .iter()
+                .map(|generation| ((generation.uid, generation.role), self.now))
+                .collect();
             let before = std::mem::replace(&mut self.roles, roles);
             for (role, since) in &mut self.roles {
                 *since = before.get(role).copied().unwrap_or(*since);
@@ -521,6 +553,7 @@ impl World {
             slow_until: Time::ZERO,
             applied: None,
             attempted: None,
+            claims: BTreeMap::new(),
             flushed: false,
             left_behind: None,
             sends_since: BTreeMap::new(),
