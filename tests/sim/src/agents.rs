@@ -266,6 +266,7 @@ impl World {
         );
         let generations = known.program.iter().flat_map(|program| &program.ring.generations);
         let received = generations.filter(|generation| outcome.receives.contains(&generation.uid));
+        machine.burnt = outcome.burnt.keys().copied().collect();
         machine.claims.extend(received.map(|generation| (generation.uid, generation.incarnations.clone())));
         let quiet = complete && outcome.changed == 0;
         process.outcome = Some(outcome);

@@ -314,6 +314,7 @@ impl World {
         (machine.flushed, machine.stopped_until, machine.slow_until) = (false, self.now, self.now);
         machine.sends_since.clear();
         machine.claims.clear();
+        machine.burnt.clear();
         self.dirty.insert(at);
         // The kubelet comes first, most of the time.
         let down = self.rng.millis(2000, 60_000);

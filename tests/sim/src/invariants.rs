@@ -138,6 +138,10 @@ impl World {
             if now.0 != sent_under || known.any(|other| other != now) {
                 return true;
             }
+            // One that is asked for.
+            if sender.burnt.contains(&generation.uid) || receiver.burnt.contains(&generation.uid) {
+                return true;
+            }
             // One that came after the activation is waited for by nobody.
             let since = self.activated.get(&generation.uid).is_some_and(|before| pair(before) != now);
             let claims = receiver.claims.get(&generation.uid).map(pair);
@@ -147,8 +151,12 @@ impl World {
         }
         // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
         let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
-        (of.is_none() && strangers)
-            || self.broken(&sent, receiver, &received, strangers, of.map(|(generation, _)| generation.uid))
+        let of = of.map(|(generation, _)| generation.uid);
+        // The sender goes on with what its kernel holds.
+        let unexplained = !rings[..sent.len()]
+            .iter()
+            .any(|ring| ring.generations.iter().any(|generation| Some(generation.uid) == of));
+        (strangers && unexplained) || self.broken(&sent, receiver, &received, strangers, of)
     }
 
     /// Whether one of two nodes has seen a break in the ring's history and the other has not.

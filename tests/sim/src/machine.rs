@@ -1,6 +1,13 @@
 //! A machine: its kernel, its journal, and the agent on it.
 
-use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, path::PathBuf, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+};
 
 use secureoverlay_agent::{
     agent::{Agent, Program, Target},
@@ -62,6 +69,8 @@ pub struct Machine {
     pub attempted: Option<Known>,
     /// What it said last of each generation: under which incarnations it receives with it.
     pub claims: BTreeMap<Uid, Incarnations>,
+    /// Generations of which it can't go on without a new incarnation.
+    pub burnt: BTreeSet<Uid>,
     /// Somebody else took SAs or policies away, which were not all repaired yet.
     pub flushed: bool,
     /// The resourceVersion of the write that went on without it.

@@ -270,7 +270,7 @@ impl World {
         Duration::from_millis(50)
     }
 
-    /// Machines that a write goes on without, and may: their Node was not ready, for as long as the limit says.
+    /// Machines that a write goes on without, and may: excluded, or not ready for as long as the limit says.
     fn left_behind(&self, ring: Option<&Ring>, action: Action, nodes: &[NodeFacts]) -> Vec<usize> {
         let waits_for = match action {
             Action::Activate => Role::Staged,
@@ -281,9 +281,12 @@ impl World {
             let since = self.roles.get(&(generation.uid, generation.role)).copied().unwrap_or(self.now);
             self.now - since >= self.scenario.limit
         });
-        let unready = |name: &String| nodes.iter().any(|node| node.name == *name && !node.ready);
+        // One that takes no part, and may again before it has heard of this.
+        let behind = |node: &NodeFacts| node.excluded || (waited && !node.ready);
         let machines = self.machines.iter().enumerate();
-        machines.filter(|(_, machine)| waited && unready(&machine.name)).map(|(at, _)| at).collect()
+        let behind = machines
+            .filter(|(_, machine)| nodes.iter().any(|node| node.name == machine.name && behind(node)));
+        behind.map(|(at, _)| at).collect()
     }
 }
 

@@ -162,13 +162,14 @@ pub struct Caught {
     pub violation: Option<Violation>,
 }
 
-/// Looks for the first seed with which a variant shows itself.
+/// Looks for the first seed with which a variant shows itself, and which holds without it.
 #[must_use]
 pub fn catch(variant: Variant, first: u64, worlds: u64) -> Caught {
     for number in 0..worlds {
-        let run = run(&Scenario::new(first + number), Some(variant), false);
-        if run.violation.is_some() {
-            return Caught { worlds: number + 1, violation: run.violation };
+        let scenario = Scenario::new(first + number);
+        let wrong = run(&scenario, Some(variant), false).violation;
+        if wrong.is_some() && run(&scenario, None, false).violation.is_none() {
+            return Caught { worlds: number + 1, violation: wrong };
         }
     }
     Caught { worlds, violation: None }

@@ -554,6 +554,7 @@ impl World {
             applied: None,
             attempted: None,
             claims: BTreeMap::new(),
+            burnt: BTreeSet::new(),
             flushed: false,
             left_behind: None,
             sends_since: BTreeMap::new(),
