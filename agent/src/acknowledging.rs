@@ -4,17 +4,18 @@ use secureoverlay_common::{acknowledged::Acknowledgement, ring::Ring, uid::Uid, 
 
 use crate::reconcile::Outcome;
 
-/// What a run that applied `ring` at the node `local` amounts to. `newest` is the highest id of a generation that was
-/// seen in this installation.
+/// What a run that applied `ring`, if any, at the node `local` amounts to. `newest` is the highest id of a generation
+/// that was seen in this installation.
 #[must_use]
 pub fn acknowledge(
-    ring: &Ring,
+    ring: Option<&Ring>,
     local: &End,
     installation: Option<Uid>,
     newest: u64,
     outcome: &Outcome,
 ) -> Acknowledgement {
-    let received = ring.generations.iter().filter(|generation| outcome.receives.contains(&generation.uid));
+    let generations = ring.iter().flat_map(|ring| &ring.generations);
+    let received = generations.filter(|generation| outcome.receives.contains(&generation.uid));
     Acknowledgement {
         node: local.node,
         boot: local.boot,
@@ -25,14 +26,6 @@ pub fn acknowledge(
         spent: outcome.spent.clone(),
         newest,
     }
-}
-
-/// What is left of it when encryption is off this node.
-#[must_use]
-pub fn nothing(before: &Acknowledgement) -> Acknowledgement {
-    let &Acknowledgement { node, boot, installation, newest, .. } = before;
-    let (receives, burnt, spent) = Default::default();
-    Acknowledgement { node, boot, installation, receives, sends: None, burnt, spent, newest }
 }
 
 #[cfg(test)]
@@ -76,7 +69,7 @@ mod tests {
             spent: [uid(201)].into(),
             ..Outcome::default()
         };
-        let said = acknowledge(&ring, &local, Some(uid(77)), 9, &outcome);
+        let said = acknowledge(Some(&ring), &local, Some(uid(77)), 9, &outcome);
         let expected = Acknowledgement {
             node: uid(1),
             boot: uid(101),
@@ -88,8 +81,7 @@ mod tests {
             newest: 9,
         };
         assert_eq!(said, expected);
-        let nothing = nothing(&said);
-        assert!(nothing.receives.is_empty() && nothing.sends.is_none() && nothing.burnt.is_empty());
-        assert_eq!((nothing.boot, nothing.newest), (uid(101), 9));
+        let silent = acknowledge(None, &local, None, 9, &Outcome::default());
+        assert!(silent.receives.is_empty() && silent.sends.is_none() && silent.newest == 9);
     }
 }

@@ -15,7 +15,7 @@ use secureoverlay_common::{
 };
 
 use crate::{
-    acknowledging::{acknowledge, nothing},
+    acknowledging::acknowledge,
     descent::Descent,
     held::{Content, Held, Installation},
     plan::Stage,
@@ -114,6 +114,7 @@ pub struct Agent {
     reached: Option<Target>,
     retry: Duration,
     said: Option<Acknowledgement>,
+    applied: Option<Target>,
     /// The highest id of a generation in this installation's rings.
     newest: (Option<Uid>, u64),
 }
@@ -141,6 +142,7 @@ impl Agent {
             reached: None,
             retry: RETRY_FIRST,
             said: None,
+            applied: None,
             newest: (None, 0),
         }
     }
@@ -248,6 +250,7 @@ impl Agent {
         }
         if let Some(outcome) = outcome {
             self.acknowledge(&target, outcome);
+            self.applied = Some(target.clone());
         }
         let again = if complete {
             self.retry = RETRY_FIRST;
@@ -264,18 +267,22 @@ impl Agent {
 
     /// What was reached is said, not what is held: a newer ring may be waiting.
     fn acknowledge(&mut self, target: &Target, outcome: &Outcome) {
-        let Some(Program { ring, local, .. }) = &target.content else {
-            self.said = self.said.as_ref().map(nothing);
-            return;
-        };
         let installation = match self.installation {
             Installation::Known(uid) => Some(uid),
             Installation::Pending | Installation::Unreadable => None,
         };
-        let (of, newest) = self.newest;
-        let newest = if of == installation { newest.max(ring.newest()) } else { ring.newest() };
-        self.newest = (installation, newest);
-        self.said = Some(acknowledge(ring, local, installation, newest, outcome));
+        let ring = target.content.as_ref().map(|program| program.ring.as_ref());
+        let local = target.content.as_ref().map(|program| program.local).or(self.view.local);
+        let newest = ring.map_or(0, Ring::newest);
+        let (of, seen) = self.newest;
+        self.newest = (installation, if of == installation { newest.max(seen) } else { newest });
+        self.said = local.map(|local| acknowledge(ring, &local, installation, self.newest.1, outcome));
+    }
+
+    /// What the kernel was last brought to, or as near to it as was possible.
+    #[must_use]
+    pub const fn applied(&self) -> Option<&Target> {
+        self.applied.as_ref()
     }
 
     /// What this node has to say, once it knows its Node and has looked at its kernel.

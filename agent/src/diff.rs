@@ -132,7 +132,10 @@ pub fn diff(
     memory: &mut Memory,
     now: Instant,
 ) -> Diff {
-    let entries = record.finish(|generation| plan.generations.contains_key(generation));
+    // A generation that the ring lost may come back while its SAs are kept.
+    let held: BTreeSet<Uid> = actual.states.iter().filter_map(|sa| record.generation_of(&sa.id)).collect();
+    let entries =
+        record.finish(|generation| plan.generations.contains_key(generation) || held.contains(generation));
     let mut diff = Diff { entries, ..Diff::default() };
     let states: BTreeMap<SaId, &ActualSa> = actual.states.iter().map(|sa| (sa.id, sa)).collect();
     // Only a policy with exactly our selector is in our way; others have a selector of their own.
@@ -221,8 +224,7 @@ fn plan_state(
             diff.unavailable.insert(id);
             if burns {
                 diff.findings.insert(Finding::LostOutbound(id));
-                let finished = known.record.finished(&generation).unwrap_or(0);
-                burnt.insert(generation, incarnation.max(finished));
+                burnt.insert(generation, incarnation);
             }
             return;
         }

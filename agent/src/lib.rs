@@ -2,6 +2,7 @@
 
 pub mod acknowledging;
 pub mod agent;
+pub mod ages;
 pub mod cleanup;
 pub mod config;
 pub mod daemon_set;
@@ -24,6 +25,8 @@ pub mod rights;
 pub mod roster;
 pub mod run;
 pub mod source;
+pub mod status;
 pub mod watching;
 pub mod worker;
+pub mod writer;
 pub mod xfrm;

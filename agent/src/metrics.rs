@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use secureoverlay_common::ring::{Ring, Role};
 
-use crate::{kernel::xfrm_stat, mtu::Finding, worker::Attempted};
+use crate::{ages::Ages, journal::Keeping, kernel::xfrm_stat, mtu::Finding, worker::Attempted};
 
 /// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -51,6 +51,11 @@ pub struct WatchLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KeepingLabel {
+    keeping: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CounterLabel {
     counter: String,
 }
@@ -79,6 +84,12 @@ pub struct Metrics {
     mtu_valid: Gauge,
     watch_errors: Family<WatchLabel, Counter>,
     removing: Gauge,
+    lost: Counter,
+    burnt: Gauge,
+    spent: Gauge,
+    journal: Family<KeepingLabel, Gauge>,
+    acknowledgements: Family<ResultLabel, Counter>,
+    ages: Ages,
 }
 
 impl Metrics {
@@ -107,10 +118,17 @@ impl Metrics {
             mtu_valid: Gauge::default(),
             watch_errors: Family::default(),
             removing: Gauge::default(),
+            lost: Counter::default(),
+            burnt: Gauge::default(),
+            spent: Gauge::default(),
+            journal: Family::default(),
+            acknowledgements: Family::default(),
+            ages: Ages::default(),
         };
         let mut registry = Registry::with_prefix("secureoverlay_agent");
         metrics.register(&mut registry);
         registry.register_collector(Box::new(XfrmCounters));
+        registry.register_collector(Box::new(metrics.ages.clone()));
         (metrics, registry)
     }
 
@@ -140,6 +158,23 @@ impl Metrics {
         );
         gauge("mtu_valid", "1 while the tunnel's MTU leaves room for encryption", &self.mtu_valid);
         gauge("removing", "1 while or after everything of ours is taken off this node", &self.removing);
+        gauge(
+            "burnt_generations",
+            "Generations for which this node has asked for a new incarnation, because SAs were lost",
+            &self.burnt,
+        );
+        gauge(
+            "spent_generations",
+            "Generations that this node wants replaced: an SA is past a limit, or two nodes have one SPI",
+            &self.spent,
+        );
+        registry.register("lost_states", "SAs that somebody else took out of the kernel", self.lost.clone());
+        registry.register("journal", "1 for how used keys are remembered", self.journal.clone());
+        registry.register(
+            "acknowledgement_writes",
+            "Attempts to write this node's NodeEncryption",
+            self.acknowledgements.clone(),
+        );
         registry.register("generation", "Number of the generation with this role", self.generation.clone());
         registry.register(
             "generation_role_since_timestamp_seconds",
@@ -170,8 +205,9 @@ impl Metrics {
         registry.register("watch_errors", "Failures to watch the API", self.watch_errors.clone());
     }
 
-    /// Shows the ring that counts, and whether the source still shows it.
-    pub fn ring(&self, ring: Option<&Ring>, valid: bool) {
+    /// Shows the ring that counts, and whether the source still shows it, at `now`.
+    pub fn ring(&self, ring: Option<&Ring>, valid: bool, now: Timestamp) {
+        self.ages.ring(ring, now);
         self.ring_valid.set(valid.into());
         self.generation.clear();
         self.role_since.clear();
@@ -206,6 +242,13 @@ impl Metrics {
                 self.findings.set(gauge(outcome.findings.len() + attempted.collisions.len()));
                 self.changes.inc_by(outcome.changed as u64);
                 self.failed_changes.inc_by(outcome.failed.len() as u64);
+                self.lost.inc_by(outcome.lost as u64);
+                self.burnt.set(gauge(outcome.burnt.len()));
+                self.spent.set(gauge(outcome.spent.len()));
+                self.journal.clear();
+                if let Some(keeping) = outcome.journal.map(Keeping::name) {
+                    self.journal.get_or_create(&KeepingLabel { keeping }).set(1);
+                }
                 if outcome.is_complete() { "complete" } else { "partial" }
             }
             Err(_) => "failed",
@@ -233,6 +276,17 @@ impl Metrics {
     /// Counts a failure to watch `watch`.
     pub fn watch_error(&self, watch: &'static str) {
         self.watch_errors.get_or_create(&WatchLabel { watch }).inc();
+    }
+
+    /// Counts an attempt to write this node's NodeEncryption.
+    pub fn acknowledgement(&self, result: &'static str) {
+        self.acknowledgements.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// How many such attempts had this result.
+    #[cfg(test)]
+    pub fn acknowledgements(&self, result: &'static str) -> u64 {
+        self.acknowledgements.get_or_create(&ResultLabel { result }).get()
     }
 
     /// Shows that encryption is taken off this node.
@@ -275,8 +329,16 @@ mod tests {
     #[test]
     fn every_metric_has_the_prefix_and_is_well_formed() {
         let (metrics, registry) = Metrics::new();
-        metrics.ring(Some(&Ring::off(7, None)), true);
-        let outcome = Outcome { changed: 3, peers_desired: 2, peers_programmed: 2, ..Outcome::default() };
+        metrics.ring(Some(&Ring::off(7, None)), true, Timestamp::now());
+        metrics.acknowledgement("written");
+        let outcome = Outcome {
+            changed: 3,
+            peers_desired: 2,
+            peers_programmed: 2,
+            lost: 5,
+            journal: Some(Keeping::File),
+            ..Outcome::default()
+        };
         let took = Duration::from_millis(3);
         metrics
             .attempt(&Attempted { run: Ok(outcome), states: 8, policies: 2, collisions: vec![], took }, 1234);
@@ -292,6 +354,9 @@ mod tests {
             "secureoverlay_agent_reconcile_total{result=\"complete\"} 1",
             "secureoverlay_agent_reconcile_seconds_count 1",
             "secureoverlay_agent_changes_total 3",
+            "secureoverlay_agent_lost_states_total 5",
+            "secureoverlay_agent_journal{keeping=\"file\"} 1",
+            "secureoverlay_agent_acknowledgement_writes_total{result=\"written\"} 1",
             "secureoverlay_agent_last_success_timestamp_seconds 1234",
             "secureoverlay_agent_watch_errors_total{watch=\"nodes\"} 1",
         ] {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    kernel::{Kernel, KernelError, OpError, OpErrorKind},
+    kernel::{Counts, Kernel, KernelError, OpError, OpErrorKind},
     xfrm::{Action, Actual, ActualPolicy, ActualSa, Direction, Net, Op, Owner, Policy, PolicyId, SaId},
 };
 
@@ -176,6 +176,11 @@ impl Kernel for &mut ModelKernel {
     fn dump(&mut self) -> Result<Actual, KernelError> {
         let states = self.states.values().cloned().collect();
         Ok(Actual { states, policies: self.policies.values().copied().collect() })
+    }
+
+    fn counts(&mut self) -> Result<Option<Counts>, KernelError> {
+        let count = |entries: usize| u32::try_from(entries).unwrap_or(u32::MAX);
+        Ok(Some(Counts { states: count(self.states.len()), policies: count(self.policies.len()) }))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {

@@ -11,7 +11,7 @@ use secureoverlay_common::{ring::Role, uid::Uid};
 use crate::{
     diff::{Finding, Memory, diff, planned_entry},
     journal::{Entry, Journal, Keeping},
-    kernel::{Kernel, KernelError, OpError, OpErrorKind},
+    kernel::{Counts, Kernel, KernelError, OpError, OpErrorKind},
     plan::{Plan, PlannedSa, Sender},
     xfrm::{Action, Actual, Direction, Op, Owner, Policy, PolicyId, SaId},
 };
@@ -67,6 +67,8 @@ pub struct Outcome {
     pub lost: usize,
     /// How the journal is kept.
     pub journal: Option<Keeping>,
+    /// How many SAs and policies there should be in the kernel now, ours and foreign.
+    pub counts: Option<Counts>,
 }
 
 impl Outcome {
@@ -93,6 +95,11 @@ impl<K: Kernel> Reconciler<K> {
         &mut self.kernel
     }
 
+    /// How many SAs and policies the kernel holds, as far as it says.
+    pub fn counts(&mut self) -> Option<Counts> {
+        self.kernel.counts().ok().flatten()
+    }
+
     /// What it knows of this boot.
     pub const fn journal(&self) -> &Journal {
         &self.journal
@@ -103,12 +110,14 @@ impl<K: Kernel> Reconciler<K> {
     /// # Errors
     /// The kernel can't be read. Nothing was changed then.
     pub fn run(&mut self, plan: &Plan, now: Instant) -> Result<Outcome, KernelError> {
+        // Counted first: what somebody else changes from here on is noticed afterwards.
+        let counts = self.counts();
         let actual = self.kernel.dump()?;
         self.journal.suspect(plan.generations.iter().map(|(uid, standing)| (*uid, standing.incarnation)));
         let known = (self.journal.record(), self.journal.whole());
         let diff = diff(&actual, plan, known, &mut self.memory, now);
         let (findings, wake_at, lost) = (diff.findings, diff.wake_at, diff.lost);
-        let mut outcome = Outcome { findings, wake_at, lost, ..Outcome::default() };
+        let mut outcome = Outcome { findings, wake_at, lost, counts, ..Outcome::default() };
         // Losses must be known to the next agent before they are mended.
         let mut writable = self.write(&diff.entries, &mut outcome);
         let mut unavailable = diff.unavailable;
@@ -136,6 +145,7 @@ impl<K: Kernel> Reconciler<K> {
                     Ok(()) => {
                         outcome.changed += 1;
                         pins.note(op);
+                        outcome.counts.iter_mut().for_each(|counts| counts.note(op));
                     }
                     Err(error) => {
                         troubled.extend(remote(plan, op));
@@ -180,7 +190,9 @@ impl<K: Kernel> Reconciler<K> {
         let used = plan.generations.iter().filter(|(_, standing)| standing.role != Role::Retiring);
         used.filter_map(|(uid, standing)| {
             let burnt = self.journal.record().burnt(uid)?;
-            (burnt >= standing.incarnation).then_some((*uid, burnt))
+            // An old ring may name one that was left behind: one write has to do.
+            let last = self.journal.record().last(uid).unwrap_or(0);
+            (burnt >= standing.incarnation).then_some((*uid, burnt.max(last)))
         })
         .collect()
     }

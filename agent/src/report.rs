@@ -8,15 +8,18 @@ use secureoverlay_daemon::health::{Guard, Health};
 
 use crate::{
     agent::{Agent, Target},
+    ages,
     held::Problem,
     metrics::Metrics,
     mtu::{self, Finding},
     plan::Stage,
+    status::{Seen, Wanted, wanted},
     worker::Attempted,
 };
 
 /// Of a long list of problems, this many are logged.
 const LIST: usize = 20;
+const EXCLUDED: &str = "this node is excluded from encryption";
 
 /// What was said last.
 pub struct Reporter {
@@ -34,6 +37,7 @@ pub struct Reporter {
     facts: mtu::Facts,
     mtu: Option<Finding>,
     mtu_failure: Option<String>,
+    late: bool,
 }
 
 impl Reporter {
@@ -60,6 +64,7 @@ impl Reporter {
             facts: mtu::Facts::default(),
             mtu: None,
             mtu_failure: None,
+            late: false,
         }
     }
 
@@ -75,7 +80,7 @@ impl Reporter {
             self.metrics.node_problems(problems.len());
             match (view.local, problems.len()) {
                 (None, _) => self.nodes.not_ready("this node's own Node object is missing or incomplete"),
-                _ if view.excluded => self.nodes.ready_but("this node is excluded from encryption"),
+                _ if view.excluded => self.nodes.ready_but(EXCLUDED),
                 (_, 0) => self.nodes.ready(),
                 (_, count) => self.nodes.ready_but(format!("{count} problems, see the log")),
             }
@@ -120,7 +125,7 @@ impl Reporter {
             }
             (None, Some(_)) => self.ring.ready(),
         }
-        self.metrics.ring(ring.map(Arc::as_ref), problem.is_none() && ring.is_some());
+        self.metrics.ring(ring.map(Arc::as_ref), problem.is_none() && ring.is_some(), Timestamp::now());
         self.known = ring.cloned();
         self.ring_problem = problem;
         self.say_mtu();
@@ -164,6 +169,9 @@ impl Reporter {
                     );
                 }
                 self.peers = Some(peers);
+                if outcome.lost > 0 {
+                    tracing::warn!(count = outcome.lost, "SAs are missing that this boot's kernel was given");
+                }
                 outcome.is_complete()
             }
         };
@@ -210,6 +218,39 @@ impl Reporter {
         }
         self.metrics.mtu(finding.as_ref());
         self.mtu = finding;
+    }
+
+    /// Says when the manager lets a rotation wait for too long.
+    pub fn look_at_clock(&mut self, now: Timestamp) {
+        let Some(ring) = &self.known else { return };
+        match (ages::late(ring, now), self.late) {
+            (Some(overdue), false) => tracing::warn!(
+                minutes = overdue.as_secs() / 60,
+                "a rotation is overdue: see whether the manager runs, and which node it waits for (kubectl get \
+                 nodeencryptions)"
+            ),
+            (None, true) => tracing::info!("the rotation that was overdue has come"),
+            _ => return,
+        }
+        self.late = !self.late;
+    }
+
+    /// What this node's NodeEncryption is to say; `None` while there is nothing to say, and in a removal.
+    #[must_use]
+    pub fn wanted(&self, agent: &Agent) -> Option<Wanted> {
+        let said = agent.acknowledgement().filter(|_| !agent.removing())?;
+        Some(wanted(&Seen {
+            said,
+            applied: agent.applied(),
+            ring_problem: self.ring_problem.as_deref(),
+            peers: self.peers.unwrap_or_default(),
+            mtu: self.mtu.as_ref(),
+            kernel: self.findings.first().map(String::as_str),
+            nodes: match agent.view() {
+                Some(view) if view.excluded => Some(EXCLUDED),
+                _ => self.node_problems.first().map(String::as_str),
+            },
+        }))
     }
 
     /// Says that a removal begins.

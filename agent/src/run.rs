@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use kube::Client;
 use secureoverlay_common::uid::Uid;
 use secureoverlay_daemon::{client, health::Health, http, signal::Shutdown};
@@ -15,6 +16,7 @@ use tokio::{
     sync::{
         Notify,
         mpsc::{self, UnboundedReceiver, UnboundedSender},
+        watch,
     },
     time::{Instant, sleep, sleep_until},
 };
@@ -23,7 +25,7 @@ use crate::{
     agent::{Agent, Event, Question, Target},
     config::Config,
     daemon_set,
-    journal::{Journal, Keeping},
+    journal::Journal,
     kernel::{Events, XfrmSocket},
     lock::Lock,
     metrics::Metrics,
@@ -32,8 +34,10 @@ use crate::{
     removal::Verdict,
     report::Reporter,
     source,
+    status::Wanted,
     watching::Watching,
     worker::{self, News},
+    writer,
 };
 
 /// The boot ID of the running kernel.
@@ -78,11 +82,14 @@ pub async fn run(config: Config) -> Result<()> {
     follow_sources(&client, config.node.ring_file, &events, &metrics);
     let journal = open_journal(&config.node.journal_dir, boot);
     let (targets, news) = start_worker(journal, config.limits.into())?;
+    let (wanted, to_write) = watch::channel(None);
+    tokio::spawn(writer::write(client.clone(), name.clone(), to_write, metrics.clone()));
     let shell = Shell {
         agent: Agent::new(name.clone(), boot, config.timing.into()),
         reporter: Reporter::new(&health, metrics),
         targets,
         kernel_changed: listen_to_kernel()?,
+        wanted,
     };
     let beat = health.heartbeat("loop", HUNG);
     let asker = Api { client, anonymous: daemon_set::anonymous(), node: name };
@@ -119,10 +126,10 @@ fn open_journal(directory: &Path, boot: Uid) -> Journal {
             why,
             "the journal of used keys can't be read; every key of the ring's generations counts as used"
         );
-    } else if journal.keeping() == Keeping::Memory {
+    } else if let Some(why) = journal.homeless() {
         tracing::info!(
-            %directory,
-            "no such directory, so used keys are remembered only until this process ends; mount it from the host"
+            why,
+            "used keys are remembered only until this process ends: mount a directory of the host there"
         );
     } else {
         tracing::info!(%directory, entries = journal.record().len(), "journal of used keys opened");
@@ -221,6 +228,8 @@ pub struct Shell {
     pub targets: blocking::Sender<Target>,
     /// Somebody else changed the kernel.
     pub kernel_changed: Arc<Notify>,
+    /// To the task that writes this node's NodeEncryption.
+    pub wanted: watch::Sender<Option<Wanted>>,
 }
 
 impl Shell {
@@ -243,6 +252,8 @@ impl Shell {
                 alive();
             }
             self.start_attempt()?;
+            self.reporter.look_at_clock(Timestamp::now());
+            self.tell();
             let tick = Instant::now() + BEAT;
             let wake = self.agent.wake_at().map_or(tick, |at| tick.min(at.into()));
             tokio::select! {
@@ -306,9 +317,19 @@ impl Shell {
         Ok(())
     }
 
+    fn tell(&self) {
+        let wanted = self.reporter.wanted(&self.agent);
+        self.wanted.send_if_modified(|known| {
+            let modified = *known != wanted;
+            *known = wanted;
+            modified
+        });
+    }
+
     fn hear(&mut self, news: News) {
         match news {
             News::Mtu(facts) => self.reporter.mtu(facts),
+            News::Counts => self.take(Event::Kernel),
             News::Attempt(attempted) => {
                 self.agent.attempted(attempted.run.as_ref().ok(), Instant::now().into_std());
                 self.reporter.attempt_ended(&self.agent, &attempted);

@@ -18,13 +18,17 @@ use crate::{
 
 /// How often MTUs are looked at while nothing else is to do.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+/// How often SAs and policies are counted: a flush of SAs is notified to nobody who may not see keys.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread tells.
 pub enum News {
     /// An attempt at a target is over.
-    Attempt(Attempted),
+    Attempt(Box<Attempted>),
     /// The MTUs of this node, or why they can't be read.
     Mtu(Result<mtu::Facts, String>),
+    /// There are more or fewer SAs or policies than after the last attempt.
+    Counts,
 }
 
 /// How an attempt went.
@@ -52,8 +56,10 @@ pub fn work<K: Kernel>(
 ) {
     let mut reconciler: Option<Reconciler<K>> = None;
     let mut current: Option<(Target, Plan)> = None;
+    let mut counts = None;
+    let mut measured = None;
     loop {
-        match targets.recv_timeout(MEASURE_EVERY) {
+        match targets.recv_timeout(COUNT_EVERY) {
             Ok(target) => {
                 let begun = Instant::now();
                 let plan = match &current {
@@ -77,15 +83,27 @@ pub fn work<K: Kernel>(
                     collisions: plan.collisions.clone(),
                     took: begun.elapsed(),
                 };
-                if news.send(News::Attempt(attempted)).is_err() {
+                counts = attempted.run.as_ref().ok().and_then(|outcome| outcome.counts);
+                if news.send(News::Attempt(Box::new(attempted))).is_err() {
                     return;
                 }
+                measured = None;
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                let now = reconciler.as_mut().and_then(Reconciler::counts);
+                if now.is_some() && counts.is_some() && now != counts {
+                    if news.send(News::Counts).is_err() {
+                        return;
+                    }
+                    counts = now;
+                }
+            }
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let program = current.as_ref().and_then(|(target, _)| target.content.as_ref());
-        if let Some(program) = program {
+        let due = measured.is_none_or(|at: Instant| at.elapsed() >= MEASURE_EVERY);
+        if let Some(program) = program.filter(|_| due) {
+            measured = Some(Instant::now());
             let facts = measure(program).map_err(|error| error.to_string());
             if news.send(News::Mtu(facts)).is_err() {
                 return;

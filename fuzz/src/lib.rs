@@ -1,6 +1,8 @@
-//! The agent's parsers of netlink, compiled a second time: without the agent's client for the API they are built in
-//! seconds.
+//! The agent's parsers of netlink and of its journal, compiled a second time: without the agent's client for the API they
+//! are built in seconds.
 
+#[path = "../../agent/src/journal/mod.rs"]
+pub mod journal;
 #[path = "../../agent/src/kernel/mod.rs"]
 pub mod kernel;
 #[path = "../../agent/src/xfrm.rs"]

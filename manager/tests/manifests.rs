@@ -58,7 +58,12 @@ fn one_can_be_applied_over_the_other() {
     }
     let agent = |objects| pod(find(objects, "DaemonSet", AGENT)).clone();
     assert_eq!(agent(&ours)["containers"][0]["env"], agent(&mkes)["containers"][0]["env"]);
-    assert!(agent(&ours)["volumes"].is_null(), "agents that may read the Secret need no copy of it");
+    let volumes = agent(&ours)["volumes"].as_array().unwrap().clone();
+    assert!(
+        volumes.iter().all(|volume| volume["secret"].is_null()),
+        "agents that may read it need no copy of it"
+    );
+    assert_eq!(volumes[0]["hostPath"]["path"], agent(&ours)["containers"][0]["volumeMounts"][0]["mountPath"]);
     assert_eq!(agent(&mkes)["volumes"][0]["secret"]["secretName"], json!("ucp-secureoverlay"));
     for name in [AGENT, MANAGER] {
         let binding = |objects| find(objects, "ClusterRoleBinding", name).clone();

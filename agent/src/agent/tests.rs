@@ -429,3 +429,17 @@ fn what_was_applied_is_acknowledged_and_not_what_is_held() {
     assert_eq!(said(&run), (vec![], None, 2));
     assert!(Agent::new("node-1".into(), uid(101), settings()).acknowledgement().is_none());
 }
+
+#[test]
+fn an_excluded_node_says_that_it_does_nothing() {
+    let mut kernel = ModelKernel::default();
+    let mut run = Run::encrypting(&mut kernel, permissive());
+    run.tell(Event::NodeApplied(NodeFacts { excluded: true, ..node(1) }));
+    run.pass(SECOND);
+    let said = run.agent.acknowledgement().unwrap();
+    assert_eq!((said.node, said.receives.len(), said.sends, said.newest), (uid(1), 0, None, 1));
+    // Its outbound keys are used up when it comes back.
+    run.tell(Event::NodeApplied(node(1)));
+    run.pass(SECOND);
+    assert_eq!(run.agent.acknowledgement().unwrap().burnt, [(uid(201), 0)].into());
+}

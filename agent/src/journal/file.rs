@@ -16,6 +16,9 @@ use super::{Entry, Record, Unusable, append};
 const MAX_LEN: u64 = 64 << 20;
 /// A file with this many more lines than it needs is written anew.
 const SLACK: usize = 10_000;
+const JOURNAL: &str = "journal";
+/// What will be the journal once it is whole.
+const NEW: &str = "journal.new";
 
 /// How a journal is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,18 @@ pub enum Keeping {
     File,
     /// In a file, which can't be written at present.
     Failing,
+}
+
+impl Keeping {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+            Self::Failing => "failing",
+        }
+    }
 }
 
 /// The file can't be written.
@@ -45,6 +60,8 @@ pub struct Journal {
     whole: bool,
     /// Why the file, which was there, could not be read: whatever it may have said counts as said.
     doubt: Option<String>,
+    /// Why it is in memory only.
+    homeless: Option<String>,
 }
 
 #[derive(Debug)]
@@ -59,7 +76,7 @@ struct Place {
 
 impl Place {
     fn path(&self) -> PathBuf {
-        self.directory.join("journal")
+        self.directory.join(JOURNAL)
     }
 
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
@@ -73,13 +90,8 @@ impl Place {
     /// Replaces the file as a whole.
     fn rewrite(&mut self, record: &Record) -> io::Result<()> {
         self.file = None;
-        let new = self.directory.join("journal.new");
-        // One that a killed agent left; created anew, so that nothing else is ever written to.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&new)?;
+        let new = self.directory.join(NEW);
+        let mut file = create(&new)?;
         file.write_all(record.text(self.boot).as_bytes())?;
         fs::rename(&new, self.path())?;
         self.lines = record.len();
@@ -88,18 +100,31 @@ impl Place {
     }
 }
 
+/// A file that nobody else writes to. What a killed agent left there is removed.
+fn create(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+}
+
 impl Journal {
-    /// The journal in `directory`, whose file is begun anew where it is of another boot. Without the directory it is
-    /// kept in memory.
+    /// The journal in `directory`, whose file is begun anew where it is of another boot. Where the directory does not
+    /// exist, or was never writable to us, the journal is kept in memory.
     #[must_use]
     pub fn open(directory: &Path, boot: Uid) -> Self {
-        if !directory.is_dir() {
-            return Self::default();
+        let found = read(&directory.join(JOURNAL));
+        if !matches!(found, Ok(Some(_)))
+            && let Err(error) = create(&directory.join(NEW))
+        {
+            let homeless = Some(format!("{}: {error}", directory.display()));
+            return Self { homeless, ..Self::default() };
         }
         let place = Place { directory: directory.to_owned(), boot, file: None, lines: 0, failing: false };
         let path = place.path();
         let doubt = |error: &dyn fmt::Display| Some(format!("{}: {error}", path.display()));
-        let (record, doubt) = match read(&path) {
+        let (record, doubt) = match found {
             Ok(None) => (None, None),
             Ok(Some(text)) => match Record::parse(&text, boot) {
                 Ok(record) => (Some(record), None),
@@ -109,7 +134,7 @@ impl Journal {
             Err(error) => (None, doubt(&error)),
         };
         let whole = record.is_some();
-        Self { record: record.unwrap_or_default(), place: Some(place), whole, doubt }
+        Self { record: record.unwrap_or_default(), place: Some(place), whole, doubt, homeless: None }
     }
 
     /// A journal in memory that goes on from the record of another in the same boot.
@@ -122,6 +147,12 @@ impl Journal {
     #[must_use]
     pub fn doubt(&self) -> Option<&str> {
         self.doubt.as_deref()
+    }
+
+    /// Why nothing is kept beyond the end of this process.
+    #[must_use]
+    pub fn homeless(&self) -> Option<&str> {
+        self.homeless.as_deref()
     }
 
     /// What is known.
@@ -265,7 +296,7 @@ mod tests {
         let place = directory.path().join("journals");
         fs::create_dir(&place).unwrap();
         let mut journal = Journal::open(&place, uid(9));
-        fs::remove_dir(&place).unwrap();
+        fs::remove_dir_all(&place).unwrap();
         assert!(journal.write(&[out(1)]).unwrap_err().to_string().contains("journals/journal"));
         assert_eq!((journal.record().len(), journal.keeping()), (0, Keeping::Failing));
         fs::create_dir(&place).unwrap();
@@ -278,6 +309,10 @@ mod tests {
         let mut journal = Journal::open(Path::new("/nonexistent/secureoverlay"), uid(9));
         journal.write(&[out(1)]).unwrap();
         assert_eq!((journal.record().len(), journal.keeping()), (1, Keeping::Memory));
+        assert!(journal.homeless().is_some_and(|why| why.contains("/nonexistent/secureoverlay: ")));
+        // Nothing can be created under a file either, though it is there.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(Journal::open(file.path(), uid(9)).keeping(), Keeping::Memory);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub enum Entry {
         /// This node's incarnation under it.
         incarnation: u32,
     },
-    /// The generation left the ring. Should an old ring come back, no outbound key up to this incarnation is fresh.
+    /// The generation left the ring and the kernel. Should an old ring come back, no outbound key up to this incarnation is fresh.
     Finished {
         /// The generation.
         generation: Uid,
@@ -252,6 +252,12 @@ impl Record {
         }
     }
 
+    /// The generation of an inbound SA.
+    #[must_use]
+    pub fn generation_of(&self, id: &SaId) -> Option<Uid> {
+        self.inbound.get(id).map(|(generation, _)| *generation)
+    }
+
     /// Whether this outbound key must not be installed (any more).
     #[must_use]
     pub fn used(&self, generation: Uid, incarnation: u32, key: u64) -> bool {
@@ -265,26 +271,27 @@ impl Record {
         self.burnt.get(generation).copied()
     }
 
-    /// The incarnation up to which nothing of a generation is fresh, because the ring dropped it.
+    /// The last incarnation under which outbound keys of a generation were used.
     #[must_use]
-    pub fn finished(&self, generation: &Uid) -> Option<u32> {
+    pub fn last(&self, generation: &Uid) -> Option<u32> {
+        let keys = self.outbound.get(generation).and_then(|keys| keys.values().max().copied());
+        keys.max(self.finished(generation))
+    }
+
+    fn finished(&self, generation: &Uid) -> Option<u32> {
         self.finished.get(generation).copied()
     }
 
-    /// What to note when the ring has only the generations of which `lives` is true.
+    /// What to note when only the generations of which `lives` is true are still in use.
     #[must_use]
     pub fn finish(&self, lives: impl Fn(&Uid) -> bool) -> Vec<Entry> {
         let inbound = self.inbound.values().map(|(generation, _)| *generation);
         let all: BTreeSet<Uid> =
             self.outbound.keys().chain(self.burnt.keys()).copied().chain(inbound).collect();
-        let last = |generation: &Uid| {
-            let keys = self.outbound.get(generation).and_then(|keys| keys.values().max().copied());
-            keys.max(self.burnt(generation))
-        };
         all.iter()
             .filter(|generation| !lives(generation))
             .map(|generation| {
-                let incarnation = last(generation).unwrap_or(0);
+                let incarnation = self.last(generation).max(self.burnt(generation)).unwrap_or(0);
                 Entry::Finished { generation: *generation, incarnation }
             })
             .collect()

@@ -3,6 +3,7 @@
 //! Blocking, on the thread that calls it, and in that thread's network namespace. Buffers that hold keys on their
 //! way to or from the kernel are wiped.
 
+mod counts;
 mod decode;
 mod encode;
 mod error;
@@ -13,6 +14,7 @@ mod socket;
 mod stat;
 mod xfrm_socket;
 
+pub use counts::{Counts, parse_policy_count, parse_state_count};
 pub use decode::{StateMessage, parse_policy, parse_sa};
 pub use error::{KernelError, Malformed, OpError, OpErrorKind, Refusal};
 pub use events::{Event, Events};
@@ -30,6 +32,14 @@ pub trait Kernel {
     /// # Errors
     /// The kernel can't be asked or refuses, or its answer can't be read. Nothing is returned by halves.
     fn dump(&mut self) -> Result<Actual, KernelError>;
+
+    /// How many SAs and policies there are; `None` where that can't be told without a dump.
+    ///
+    /// # Errors
+    /// The kernel can't be asked, or its answer can't be read.
+    fn counts(&mut self) -> Result<Option<Counts>, KernelError> {
+        Ok(None)
+    }
 
     /// Carries out `ops`, which must not depend on each other, and returns the outcome of each in the same order. A
     /// failure does not keep the others from being tried. Deleting what is gone already succeeds.

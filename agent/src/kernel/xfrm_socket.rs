@@ -1,11 +1,14 @@
 //! The kernel's SAs and policies over netlink.
 
 use netlink_packet_core::NLMSG_ERROR;
-use netlink_packet_xfrm::constants::{XFRM_MSG_GETPOLICY, XFRM_MSG_GETSA};
+use netlink_packet_xfrm::constants::{
+    XFRM_MSG_GETPOLICY, XFRM_MSG_GETSA, XFRM_MSG_GETSADINFO, XFRM_MSG_GETSPDINFO,
+};
 use rustix::io::Errno;
 
 use super::{
     Kernel,
+    counts::{Counts, FLAGS_LEN, parse_policy_count, parse_state_count},
     decode::{parse_policy, parse_sa},
     encode::{BATCH, Batch, emitted, policy_id, state_id},
     error::{KernelError, OpError, Refusal},
@@ -112,6 +115,16 @@ impl Kernel for XfrmSocket {
         let policies =
             self.requests.dump(XFRM_MSG_GETPOLICY, &[], "reading the kernel's policies", parse_policy)?;
         Ok(Actual { states, policies })
+    }
+
+    fn counts(&mut self) -> Result<Option<Counts>, KernelError> {
+        let doing = "counting SAs and policies";
+        let refused = |refusal| KernelError::Refused { doing, refusal };
+        let flags = [0xff; FLAGS_LEN];
+        let states = self.requests.get(XFRM_MSG_GETSADINFO, &flags, doing, parse_state_count)?;
+        let policies = self.requests.get(XFRM_MSG_GETSPDINFO, &flags, doing, parse_policy_count)?;
+        let (states, policies) = (states.map_err(refused)?, policies.map_err(refused)?);
+        Ok(Some(Counts { states, policies }))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {

@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     agent::Settings,
     held::Content,
-    kernel::{Kernel, KernelError, OpError},
+    kernel::{Counts, Kernel, KernelError, OpError},
     model_kernel::ModelKernel,
     mtu::Facts,
     removal::Sighting,
@@ -34,6 +34,10 @@ impl Shared {
 impl Kernel for Shared {
     fn dump(&mut self) -> Result<Actual, KernelError> {
         self.with(|mut kernel| kernel.dump())
+    }
+
+    fn counts(&mut self) -> Result<Option<Counts>, KernelError> {
+        self.with(|mut kernel| kernel.counts())
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
@@ -72,6 +76,7 @@ struct Whole {
     kernel: Shared,
     health: Health,
     log: Log,
+    wanted: watch::Receiver<Option<Wanted>>,
     _logging: tracing::subscriber::DefaultGuard,
 }
 
@@ -104,16 +109,18 @@ impl Whole {
             removal_skew: Duration::from_millis(50),
         };
         let boot = Uid::from_random([101; 16]);
+        let (to_write, wanted) = watch::channel(None);
         let shell = Shell {
             agent: Agent::new("node-1".into(), boot, settings),
             reporter: Reporter::new(&health, Metrics::new().0),
             targets,
             kernel_changed: Arc::default(),
+            wanted: to_write,
         };
         let (events, inbox) = mpsc::channel(8);
         let (end, shutdown) = Shutdown::manual();
         let ended = tokio::spawn(async move { shell.run(inbox, news, &shutdown, Says(answer), || ()).await });
-        Self { events, end, ended, kernel, health, log, _logging: logging }
+        Self { events, end, ended, kernel, health, log, wanted, _logging: logging }
     }
 
     async fn encrypt(&self) {
@@ -182,6 +189,21 @@ async fn asked_to_end_by_a_removal_it_takes_everything_away_first() {
 }
 
 #[tokio::test]
+async fn a_flush_is_noticed_and_told_long_before_the_resync() {
+    let mut whole = Whole::start(Answer::Verdict(Verdict::Restart));
+    whole.encrypt().await;
+    whole.kernel.with(ModelKernel::flush_states);
+    whole.wait_for(|kernel| kernel.states.len() == 1).await;
+    let burnt = |wanted: &Option<Wanted>| {
+        let said = wanted.as_ref().and_then(|wanted| wanted.status.acknowledgement.as_ref());
+        said.is_some_and(|said| said.burnt.len() == 1 && said.receives.len() == 1)
+    };
+    timeout(DEADLINE, whole.wanted.wait_for(burnt)).await.expect("it is told").unwrap();
+    let log = whole.end().await;
+    assert!(log.contains("kernel was given count=2"), "{log}");
+}
+
+#[tokio::test]
 async fn removed_it_stays_and_says_so() {
     let whole = Whole::start(Answer::Verdict(Verdict::Restart));
     whole.encrypt().await;
@@ -212,6 +234,7 @@ async fn the_death_of_the_kernels_thread_ends_the_process() {
         reporter: Reporter::new(&Health::default(), Metrics::new().0),
         targets,
         kernel_changed: Arc::default(),
+        wanted: watch::channel(None).0,
     };
     let (_events, inbox) = mpsc::channel(1);
     let (_end, shutdown) = Shutdown::manual();

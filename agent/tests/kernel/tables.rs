@@ -135,3 +135,18 @@ fn dumps_succeed_while_others_change_the_tables() {
         });
     });
 }
+
+#[test]
+fn counting_sees_what_is_there() {
+    Namespace::new().enter(|| {
+        let mut kernel = XfrmSocket::open().unwrap();
+        let counts = |kernel: &mut XfrmSocket| {
+            let counts = kernel.counts().unwrap().unwrap();
+            (counts.states, counts.policies)
+        };
+        assert_eq!(counts(&mut kernel), (0, 0));
+        all_done(kernel.apply(&[add(address(1), address(2), 0x1000), add(address(1), address(2), 0x1001)]));
+        all_done(kernel.apply(&[Op::AddPolicy(outbound(address(1), address(2), 0x1000))]));
+        assert_eq!(counts(&mut kernel), (2, 1));
+    });
+}

@@ -149,7 +149,9 @@ fn a_restored_old_ring_brings_back_no_key() {
     reconciler.run(&plan_of(&old, THREE), now).unwrap();
     let retiring = bumped(permissive(&[(1, Role::Retiring), (2, Role::Active)]), 2);
     reconciler.run(&plan_of(&retiring, THREE), now).unwrap();
-    reconciler.run(&plan_of(&permissive(&[(2, Role::Active)]), THREE), now).unwrap();
+    for _ in 0..2 {
+        reconciler.run(&plan_of(&permissive(&[(2, Role::Active)]), THREE), now).unwrap();
+    }
     // What comes back is even older than what was dropped.
     let mut reconciler = Reconciler::with(&mut kernel, journal(), Limits::default());
     let outcome = reconciler.run(&plan_of(&permissive(ACTIVE), THREE), now).unwrap();
@@ -159,13 +161,45 @@ fn a_restored_old_ring_brings_back_no_key() {
 }
 
 #[test]
+fn one_new_incarnation_heals_even_after_an_old_one_was_restored() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let mut reconciler = Reconciler::new(&mut kernel);
+    for incarnation in 0..3 {
+        let plan = plan_of(&bumped(permissive(ACTIVE), incarnation), THREE);
+        assert!(reconciler.run(&plan, now).unwrap().is_complete());
+    }
+    let outcome = reconciler.run(&plan_of(&permissive(ACTIVE), THREE), now).unwrap();
+    assert_eq!(outcome.burnt, [(uid(201), 2)].into());
+    let outcome = reconciler.run(&plan_of(&bumped(permissive(ACTIVE), 3), THREE), now).unwrap();
+    assert!(outcome.is_complete() && outcome.burnt.is_empty());
+}
+
+#[test]
+fn after_a_wipe_and_a_restore_nobody_burns_for_a_peer_that_reboots() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let directory = tempfile::tempdir().unwrap();
+    let wiped = permissive(&[(2, Role::Staged)]);
+    for plan in [
+        plan_of(&permissive(ACTIVE), THREE),
+        plan_of(&wiped, THREE),
+        plan_of(&wiped, THREE),
+        plan_of(&permissive(ACTIVE), THREE),
+        plan_of(&permissive(ACTIVE), THREE_REBOOTED),
+    ] {
+        let journal = Journal::open(directory.path(), uid(101));
+        let outcome = Reconciler::with(&mut kernel, journal, Limits::default()).run(&plan, now).unwrap();
+        assert!(outcome.is_complete() && outcome.burnt.is_empty() && outcome.lost == 0, "{outcome:?}");
+    }
+}
+
+#[test]
 fn nothing_is_added_while_the_journal_cannot_be_written() {
     let (mut kernel, now) = (kernel(), Instant::now());
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().join("place");
     std::fs::create_dir(&place).unwrap();
     let mut reconciler = Reconciler::with(&mut kernel, Journal::open(&place, uid(101)), Limits::default());
-    std::fs::remove_dir(&place).unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
     let plan = plan_of(&permissive(ACTIVE), THREE);
     let outcome = reconciler.run(&plan, now).unwrap();
     assert!(outcome.findings.iter().all(|finding| matches!(finding, Finding::Journal(_))), "{outcome:?}");

@@ -1,0 +1,257 @@
+//! What this node's NodeEncryption object is to say, once for the manager and once for people.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use secureoverlay_common::{
+    acknowledged::Acknowledgement,
+    ring::{Enforcement, Generation},
+    uid::Uid,
+};
+use secureoverlay_daemon::node_encryption::NodeEncryptionStatus;
+
+use crate::{agent::Target, mtu::Finding, plan::Stage};
+
+/// Characters of a message; the rest is in the log.
+const MESSAGE: usize = 500;
+
+/// The status to bring the object to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// UID of the Node, which owns the object.
+    pub node: Uid,
+    /// How many nodes there are beside this one: many must not write at once.
+    pub peers: usize,
+    /// The status, without the times at which it is written and its conditions changed.
+    pub status: NodeEncryptionStatus,
+}
+
+/// What there is to say.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'s> {
+    /// What the manager is told.
+    pub said: &'s Acknowledgement,
+    /// What the kernel was brought to last.
+    pub applied: Option<&'s Target>,
+    /// Why the source's ring does not count.
+    pub ring_problem: Option<&'s str>,
+    /// Peers with everything in place, of all peers.
+    pub peers: (usize, usize),
+    /// The tunnel's MTU.
+    pub mtu: Option<&'s Finding>,
+    /// What is wrong in the kernel, if anything.
+    pub kernel: Option<&'s str>,
+    /// What is wrong with Nodes, or that this one is excluded.
+    pub nodes: Option<&'s str>,
+}
+
+/// The status that says it.
+#[must_use]
+pub fn wanted(seen: &Seen<'_>) -> Wanted {
+    let said = seen.said;
+    let ring = seen.applied.and_then(|target| Some(&target.content.as_ref()?.ring));
+    let generations = || ring.iter().flat_map(|ring| &ring.generations);
+    let on = seen.applied.is_some_and(|target| target.stage == Stage::Normal);
+    let enforcement = ring.filter(|_| on).map_or(Enforcement::Off, |ring| ring.enforcement);
+    let ids = |counts: &dyn Fn(&Generation) -> bool| {
+        let ids = generations().filter(|generation| counts(generation)).map(|generation| generation.id);
+        let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+        if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
+    };
+    let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
+    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).unwrap_or("");
+    let status = NodeEncryptionStatus {
+        acknowledgement: Some(said.clone()),
+        revision: ring.map_or(0, |ring| ring.revision),
+        enforcement: name(enforcement).to_owned(),
+        sends: ids(&|generation| said.sends == Some(generation.uid)),
+        receives: ids(&|generation| said.receives.contains_key(&generation.uid)),
+        peers: format!("{}/{}", seen.peers.0, seen.peers.1),
+        mtu: seen.mtu.map_or_else(String::new, |finding| {
+            let (mtu, limit) = (finding.tunnel.mtu, finding.bound.accepted());
+            if finding.valid() { mtu.to_string() } else { format!("{mtu} > {limit}") }
+        }),
+        message: short(message),
+        awaited: None,
+        conditions: conditions(seen, mtu_problem.as_deref()),
+        heartbeat: None,
+    };
+    Wanted { node: said.node, peers: seen.peers.1, status }
+}
+
+const fn name(enforcement: Enforcement) -> &'static str {
+    match enforcement {
+        Enforcement::Off => "off",
+        Enforcement::Permissive => "permissive",
+        Enforcement::Enforcing => "enforcing",
+    }
+}
+
+fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
+    let has_ring = seen.applied.is_some_and(|target| target.content.is_some());
+    let keys = match seen.ring_problem {
+        Some(problem) => condition("KeysValid", "False", "RingDoesNotCount", problem),
+        None if has_ring => condition("KeysValid", "True", "RingApplied", ""),
+        None => {
+            let why = seen.nodes.unwrap_or("encryption is off, or there is no key ring yet");
+            condition("KeysValid", "Unknown", "NotEncrypting", why)
+        }
+    };
+    let mtu = match (seen.mtu, mtu_problem) {
+        (_, Some(problem)) => condition("MtuValid", "False", "TunnelTooLarge", problem),
+        (Some(_), None) => condition("MtuValid", "True", "TunnelFits", ""),
+        (None, None) => condition("MtuValid", "Unknown", "NotMeasured", "no tunnel device, or no keys"),
+    };
+    let (programmed, desired) = seen.peers;
+    let missing = format!("{} of {desired} peers lack an SA or a policy", desired.saturating_sub(programmed));
+    let peers = match (programmed == desired, seen.kernel) {
+        (true, _) => condition("PeersProgrammed", "True", "AllProgrammed", ""),
+        (false, Some(problem)) => condition("PeersProgrammed", "False", "PeersMissing", problem),
+        (false, None) => condition("PeersProgrammed", "False", "PeersMissing", &missing),
+    };
+    let failing = [&keys, &peers].into_iter().find(|condition| condition.status != "True");
+    let ready = match failing {
+        None => condition("Ready", "True", "Encrypting", ""),
+        Some(cause) => condition("Ready", "False", &cause.reason, &cause.message),
+    };
+    vec![ready, keys, mtu, peers]
+}
+
+/// Its time is filled in by whoever writes it, and knows what was written before.
+fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Condition {
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: short(message),
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        observed_generation: None,
+    }
+}
+
+fn short(message: &str) -> String {
+    message.chars().take(MESSAGE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite, wire::End};
+
+    use super::*;
+    use crate::{agent::Program, mtu::Measured};
+
+    fn uid(n: u8) -> Uid {
+        Uid::from_random([n; 16])
+    }
+
+    fn target(stage: Stage) -> Target {
+        let generation = |id: u64, role: &str| {
+            format!(
+                "- {{id: {id}, uid: {}, role: {role}, suite: aes128gcm8, key: AAECAwQFBgcICQoLDA0ODw==, \
+                 spiSeed: EBESExQVFhcYGRobHB0eHw==, createdAt: 2026-11-20T03:00:00Z, \
+                 roleSince: 2026-11-20T03:05:00Z}}\n",
+                uid(u8::try_from(id).unwrap())
+            )
+        };
+        let ring = format!(
+            "version: 1\nrevision: 118\nenforcement: permissive\ngenerations:\n{}{}",
+            generation(42, "active"),
+            generation(43, "staged")
+        );
+        let ring = Arc::new(Ring::parse(ring.as_bytes()).unwrap());
+        let local = End { addr: [192, 0, 2, 1].into(), node: uid(1), boot: uid(101) };
+        Target { stage, content: Some(Program { ring, local, peers: Arc::default() }) }
+    }
+
+    fn said() -> Acknowledgement {
+        Acknowledgement {
+            node: uid(1),
+            boot: uid(101),
+            installation: None,
+            receives: [uid(42), uid(43)].map(|uid| (uid, [].into())).into(),
+            sends: Some(uid(42)),
+            burnt: [].into(),
+            spent: [].into(),
+            newest: 43,
+        }
+    }
+
+    fn mtu(mtu: u32) -> Finding {
+        let measured = |name: &str, mtu| Measured { interface: name.to_owned(), mtu };
+        let suite = Suite::Aes128Gcm8;
+        let bound = Bound::new(1500, suite);
+        Finding { tunnel: measured("tunl0", mtu), external: measured("eth0", 1500), suite, bound }
+    }
+
+    fn states(status: &NodeEncryptionStatus) -> Vec<(&str, &str, &str)> {
+        let conditions = status.conditions.iter();
+        conditions.map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str())).collect()
+    }
+
+    #[test]
+    fn a_healthy_node_tells_its_story_in_one_line() {
+        let (said, target, mtu) = (said(), target(Stage::Normal), mtu(1440));
+        let seen = Seen {
+            said: &said,
+            applied: Some(&target),
+            ring_problem: None,
+            peers: (42, 42),
+            mtu: Some(&mtu),
+            kernel: None,
+            nodes: None,
+        };
+        let Wanted { node, peers, status } = wanted(&seen);
+        assert_eq!((node, peers, status.revision), (uid(1), 42, 118));
+        let line = [&status.enforcement, &status.sends, &status.receives, &status.peers, &status.mtu];
+        assert_eq!(line, ["permissive", "42", "42,43", "42/42", "1440"]);
+        assert_eq!((status.message.as_str(), &status.awaited, &status.heartbeat), ("", &None, &None));
+        assert_eq!(
+            states(&status),
+            [
+                ("Ready", "True", "Encrypting"),
+                ("KeysValid", "True", "RingApplied"),
+                ("MtuValid", "True", "TunnelFits"),
+                ("PeersProgrammed", "True", "AllProgrammed")
+            ]
+        );
+        let off = Target { stage: Stage::Silent, ..target.clone() };
+        assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let (said, target, mtu) = (said(), target(Stage::Normal), mtu(1480));
+        let seen = Seen {
+            said: &Acknowledgement { sends: None, ..said.clone() },
+            applied: Some(&target),
+            ring_problem: None,
+            peers: (41, 42),
+            mtu: Some(&mtu),
+            kernel: None,
+            nodes: None,
+        };
+        let status = wanted(&seen).status;
+        assert_eq!((status.sends.as_str(), status.mtu.as_str()), ("none", "1480 > 1452"));
+        assert!(status.message.contains("is too large"), "{}", status.message);
+        assert_eq!(states(&status)[0], ("Ready", "False", "PeersMissing"));
+        assert_eq!(
+            states(&status)[2..],
+            [("MtuValid", "False", "TunnelTooLarge"), ("PeersProgrammed", "False", "PeersMissing")]
+        );
+        assert_eq!(status.conditions[3].message, "1 of 42 peers lack an SA or a policy");
+        let long = "x".repeat(3 * MESSAGE);
+        let worse =
+            Seen { kernel: Some(&long), nodes: Some("a node"), ring_problem: Some("no ring"), ..seen };
+        let status = wanted(&worse).status;
+        assert_eq!((status.message.as_str(), states(&status)[1].2), ("no ring", "RingDoesNotCount"));
+        assert_eq!(status.conditions[3].message.len(), MESSAGE);
+        let gone = Target { stage: Stage::Gone, content: None };
+        let status = wanted(&Seen { applied: Some(&gone), ..seen }).status;
+        assert_eq!((status.enforcement.as_str(), status.receives.as_str()), ("off", "none"));
+        assert_eq!(
+            states(&status)[..2],
+            [("Ready", "False", "NotEncrypting"), ("KeysValid", "Unknown", "NotEncrypting")]
+        );
+    }
+}
