@@ -124,6 +124,11 @@ impl World {
             .iter()
             .flat_map(|ring| &ring.generations)
             .find_map(|found| Some((found, incarnation(found, self.incarnations, sender, &from_uid, id)?)));
+        // The sender goes on with what its kernel holds.
+        let unexplained = |of: Option<Uid>| {
+            let own = rings[..sent.len()].iter().flat_map(|ring| &ring.generations);
+            own.filter(|generation| Some(generation.uid) == of).count() == 0
+        };
         if let Some((generation, sent_under)) = of {
             let pair = |map: &Incarnations| {
                 let of = |uid| map.get(uid).copied().unwrap_or(0);
@@ -145,18 +150,15 @@ impl World {
             // One that came after the activation is waited for by nobody.
             let since = self.activated.get(&generation.uid).is_some_and(|before| pair(before) != now);
             let claims = receiver.claims.get(&generation.uid).map(pair);
-            if claims != Some(now) && (since || claims.is_some()) {
+            let unseen = since && unexplained(Some(generation.uid));
+            if unseen || (claims != Some(now) && (since || claims.is_some())) {
                 return true;
             }
         }
         // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
         let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
         let of = of.map(|(generation, _)| generation.uid);
-        // The sender goes on with what its kernel holds.
-        let unexplained = !rings[..sent.len()]
-            .iter()
-            .any(|ring| ring.generations.iter().any(|generation| Some(generation.uid) == of));
-        (strangers && unexplained) || self.broken(&sent, receiver, &received, strangers, of)
+        (strangers && unexplained(of)) || self.broken(&sent, receiver, &received, strangers, of)
     }
 
     /// Whether one of two nodes has seen a break in the ring's history and the other has not.
