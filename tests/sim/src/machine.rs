@@ -73,7 +73,7 @@ pub struct Machine {
     pub burnt: BTreeSet<Uid>,
     /// Somebody else took SAs or policies away, which were not all repaired yet.
     pub flushed: bool,
-    /// The resourceVersion of the write that went on without it.
+    /// The resourceVersion of the last write that went on without it: of an activation, or from before it had a Node.
     pub left_behind: Option<u64>,
     /// When it first knew a generation to send with after each break in the ring's history.
     pub sends_since: BTreeMap<u64, Time>,

@@ -569,8 +569,11 @@ impl World {
     /// The kubelet makes the Node object.
     pub fn register(&mut self, at: usize) {
         let uid = self.uid();
+        // Nobody has waited for it so far: it may have to catch up with the ring.
+        let version = self.objects.secret.as_ref().map(|(_, version)| *version);
         let machine = &mut self.machines[at];
         machine.uid = Some(uid);
+        machine.left_behind = version;
         let node = NodeFacts {
             name: machine.name.clone(),
             uid: Some(uid),
