@@ -271,6 +271,7 @@ impl World {
         let quiet = complete && outcome.changed == 0;
         process.outcome = Some(outcome);
         machine.attempted = Some(known.clone());
+        machine.first = machine.first.or((version > 0).then_some(version));
         if target.stage != Stage::Normal {
             // What others send it after its removal is no concern of its keys.
             self.understood.retain(|(_, to), _| *to != at);

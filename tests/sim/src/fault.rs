@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::rng::Rng;
+use crate::{rng::Rng, variant::Variant};
 
 /// One thing that goes wrong. Machines are meant by a number that is taken modulo those that there are; times are in
 /// seconds.
@@ -183,6 +183,37 @@ impl Scenario {
             at += if rng.permille(300) { rng.millis(0, 3000) } else { rng.millis(0, mean * 2000) };
         }
         Self { seed, machines, interval, limit, resync, duplicated, broken, end, faults }
+    }
+
+    /// A small and busy world with the faults that a wrong variant must stumble over, time and again.
+    #[must_use]
+    pub fn provoking(seed: u64, variant: Variant) -> Self {
+        let mut world = Self::new(seed);
+        let mut rng = Rng::new(seed, 5);
+        world.machines = rng.between(2, 4) as usize;
+        world.interval = Duration::from_secs(rng.between(60, 90));
+        world.end = Duration::from_secs(3600);
+        world.faults.clear();
+        let mut at = Duration::from_secs(30);
+        while at < world.end {
+            let (machine, time) = (rng.below(1 << 16) as usize, rng.between(1, 40));
+            let fault = match (variant, rng.below(3)) {
+                (Variant::CountFormerBoots, 0) => Fault::Rebooted { machine },
+                (Variant::CountFormerBoots, 1) => {
+                    Fault::KernelRefuses { machine, percent: 50, time: 4 * time }
+                }
+                (Variant::CountFormerBoots, _) => Fault::Partitioned { machine, time },
+                (Variant::ActOnStaleCaches, 0) => Fault::Joined { reuse: true },
+                (Variant::ActOnStaleCaches, 1) => Fault::Left { machine },
+                (Variant::ActOnStaleCaches, _) => Fault::AgentSlow { machine, time },
+                (Variant::WriteUnconditionally, 0) => Fault::SecondManager { time: 20 * time },
+                (Variant::WriteUnconditionally, 1) => Fault::ManagerStopped { time: 4 * time },
+                _ => Fault::random(&mut rng),
+            };
+            world.faults.push(Planned { at, fault });
+            at += rng.millis(0, 20_000);
+        }
+        world
     }
 
     /// The same world with these of its faults only.

@@ -311,6 +311,7 @@ impl World {
         let machine = &mut self.machines[at];
         (machine.boot, machine.tables) = (boot, tables);
         (machine.applied, machine.attempted, machine.left_behind) = (None, None, None);
+        machine.first = None;
         (machine.flushed, machine.stopped_until, machine.slow_until) = (false, self.now, self.now);
         machine.sends_since.clear();
         machine.claims.clear();

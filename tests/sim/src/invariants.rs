@@ -117,6 +117,15 @@ impl World {
         if troubled(sender) || troubled(receiver) || !knows(sender, receiver) || !knows(receiver, sender) {
             return true;
         }
+        // One that was never done since it came need not receive what was in use by then.
+        let late = || {
+            let active = sent.iter().filter_map(|known| known.program.as_ref()?.ring.active());
+            let versions = active.filter_map(|active| Some(self.activated.get(&active.uid)?.1));
+            versions.min() > receiver.first
+        };
+        if sender.applied.is_none() || (receiver.applied.is_none() && !late()) {
+            return true;
+        }
         let rings: Vec<&Ring> =
             sent.iter().chain(&received).filter_map(|known| Some(&*known.program.as_ref()?.ring)).collect();
         let (Some(from_uid), Some(to_uid)) = (sender.uid, receiver.uid) else { return true };
@@ -148,7 +157,7 @@ impl World {
                 return true;
             }
             // One that came after the activation is waited for by nobody.
-            let since = self.activated.get(&generation.uid).is_some_and(|before| pair(before) != now);
+            let since = self.activated.get(&generation.uid).is_some_and(|(before, _)| pair(before) != now);
             let claims = receiver.claims.get(&generation.uid).map(pair);
             let unseen = since && unexplained(Some(generation.uid));
             if unseen || (claims != Some(now) && (since || claims.is_some())) {
@@ -158,7 +167,14 @@ impl World {
         // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
         let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
         let of = of.map(|(generation, _)| generation.uid);
-        (strangers && unexplained(of)) || self.broken(&sent, receiver, &received, strangers, of)
+        // A known gap of the product: of a ring that is lost, what was retiring goes at once, though nobody knows
+        // whether everybody has left it.
+        let gap = self.breaks.iter().any(|(version, broken)| {
+            let former = |old| incarnation(old, self.incarnations, sender, &from_uid, id);
+            let seen = received.iter().any(|known| known.version >= *version);
+            seen && broken.retiring.as_ref().and_then(former).is_some()
+        });
+        gap || (strangers && unexplained(of)) || self.broken(&sent, receiver, &received, strangers)
     }
 
     /// Whether one of two nodes has seen a break in the ring's history and the other has not.
@@ -168,18 +184,13 @@ impl World {
         receiver: &Machine,
         received: &[&Known; 2],
         strangers: bool,
-        of: Option<Uid>,
     ) -> bool {
-        self.breaks.iter().any(|(version, Broken { kind, retiring })| {
+        self.breaks.iter().any(|(version, Broken { kind, .. })| {
             let newer = |known: &[&Known; 2]| known.iter().any(|known| known.version >= *version);
             let older = |known: &[&Known; 2]| known.iter().any(|known| known.version < *version);
             let behind = older(received) && newer(sent);
             let ahead = newer(received) && older(sent);
-            // A known gap of the product: of a ring that is lost, what was retiring goes at once, though nobody knows
-            // whether everybody has left it.
-            let gap = retiring.is_some() && *retiring == of;
             let over = strangers
-                || gap
                 || receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
             match kind {
                 // Somebody else says what to send with, before anybody receives it.
@@ -258,9 +269,10 @@ impl World {
     }
 }
 
-/// What a machine was brought to and what it was last to be brought to, in this boot.
+/// What a machine was brought to, if it ever was, and what it was last to be brought to, in this boot.
 fn both(machine: &Machine) -> Option<[&Known; 2]> {
-    Some([machine.applied.as_ref()?, machine.attempted.as_ref()?])
+    let attempted = machine.attempted.as_ref()?;
+    Some([machine.applied.as_ref().unwrap_or(attempted), attempted])
 }
 
 /// Whether a machine knows itself and another one as they are, and so did its last attempt.

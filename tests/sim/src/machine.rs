@@ -67,6 +67,8 @@ pub struct Machine {
     pub applied: Option<Known>,
     /// The last target that was tried in this boot.
     pub attempted: Option<Known>,
+    /// The resourceVersion of the first ring of this boot that it had under its present identity.
+    pub first: Option<u64>,
     /// What it said last of each generation: under which incarnations it receives with it.
     pub claims: BTreeMap<Uid, Incarnations>,
     /// Generations of which it can't go on without a new incarnation.

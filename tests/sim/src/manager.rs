@@ -138,7 +138,10 @@ impl World {
             Step::LookAgain(held) => self.decide(at, held, true),
             Step::Write(held, next, action, nodes) => self.write(at, held, &next, action, &nodes),
         };
-        self.manage_after(at, pause);
+        // Who does not care what was written meanwhile is given a meanwhile.
+        let slow = self.variant == Some(Variant::WriteUnconditionally);
+        let more = if slow { self.rng.millis(0, 15_000) } else { Duration::ZERO };
+        self.manage_after(at, pause + more);
     }
 
     fn read(&mut self, at: usize) -> Duration {
@@ -261,7 +264,7 @@ impl World {
                 self.managers[at].acknowledged.rekeyed(now);
             }
             Action::Activate => {
-                let active = next.active().map(|active| (active.uid, active.incarnations.clone()));
+                let active = next.active().map(|active| (active.uid, (active.incarnations.clone(), version)));
                 self.activated.extend(active);
             }
             Action::Wait | Action::Stage => {}

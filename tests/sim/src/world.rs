@@ -15,7 +15,7 @@ use secureoverlay_agent::xfrm::SaId;
 use secureoverlay_common::{
     acknowledged::Acknowledgement,
     node::NodeFacts,
-    ring::{Ring, Role},
+    ring::{Generation, Ring, Role},
     rotation::Incarnations,
     uid::Uid,
     wire::End,
@@ -108,12 +108,12 @@ pub enum Break {
 }
 
 /// A break.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
     /// Of which kind.
     pub kind: Break,
     /// The generation that was retiring in the ring before.
-    pub retiring: Option<Uid>,
+    pub retiring: Option<Generation>,
 }
 
 /// What is counted.
@@ -159,8 +159,8 @@ pub struct World {
     pub roles: BTreeMap<(Uid, Role), Time>,
     /// The highest incarnation that there ever was.
     pub incarnations: u32,
-    /// The incarnations of each generation when it was activated.
-    pub activated: BTreeMap<Uid, Incarnations>,
+    /// The incarnations of each generation when it was activated, and the version of that write.
+    pub activated: BTreeMap<Uid, (Incarnations, u64)>,
     /// Machines about which something changed in this step.
     pub dirty: BTreeSet<usize>,
     /// The SA with which each machine was last understood by each other, and who they were.
@@ -393,7 +393,9 @@ impl World {
     }
 
     fn push(&mut self, who: Who, what: What, change: Change) {
-        let late = self.rng.permille(30);
+        // Who relies on caches has slow ones.
+        let slow = self.variant == Some(Variant::ActOnStaleCaches) && matches!(who, Who::Manager(_));
+        let late = self.rng.permille(if slow { 500 } else { 30 });
         let delay = if late { self.rng.millis(500, 20_000) } else { self.rng.millis(1, 300) };
         let Some(stream) = self.streams.get_mut(&(who, what)) else { return };
         stream.last = stream.last.max(self.now + delay);
@@ -450,7 +452,7 @@ impl World {
     /// Notes a break that the write of this version made; `before` is the last ring before it.
     pub fn note_break(&mut self, version: u64, kind: Break, before: Option<&[u8]>) {
         let ring = before.and_then(|document| Ring::parse(document).ok());
-        let retiring = ring.and_then(|ring| Some(ring.with_role(Role::Retiring)?.uid));
+        let retiring = ring.and_then(|ring| ring.with_role(Role::Retiring).cloned());
         self.breaks.insert(version, Broken { kind, retiring });
     }
 
@@ -553,6 +555,7 @@ impl World {
             slow_until: Time::ZERO,
             applied: None,
             attempted: None,
+            first: None,
             claims: BTreeMap::new(),
             burnt: BTreeSet::new(),
             flushed: false,
