@@ -203,9 +203,6 @@ impl Scenario {
                     Fault::KernelRefuses { machine, percent: 50, time: 4 * time }
                 }
                 (Variant::CountFormerBoots, _) => Fault::Partitioned { machine, time },
-                (Variant::ActOnStaleCaches, 0) => Fault::Joined { reuse: true },
-                (Variant::ActOnStaleCaches, 1) => Fault::Left { machine },
-                (Variant::ActOnStaleCaches, _) => Fault::AgentSlow { machine, time },
                 (Variant::WriteUnconditionally, 0) => Fault::SecondManager { time: 20 * time },
                 (Variant::WriteUnconditionally, 1) => Fault::ManagerStopped { time: 4 * time },
                 _ => Fault::random(&mut rng),

@@ -201,9 +201,17 @@ impl World {
         })
     }
 
-    /// Invariant 2: nobody sends with a generation that is dropped, those aside that may be left behind.
-    pub fn check_drop(&mut self, before: Option<&Ring>, nodes: &[NodeFacts]) {
-        let Some(old) = before.and_then(|ring| ring.with_role(Role::Retiring)) else { return };
+    /// Invariant 2: nobody sends with a generation that this write of a manager takes out of the ring, those aside that
+    /// may be left behind.
+    pub fn check_drop(&mut self, next: &Ring, nodes: &[NodeFacts]) {
+        let Some((ring, _)) = self.ring() else { return };
+        let stays = |old: &Generation| next.generations.iter().any(|generation| generation.uid == old.uid);
+        for old in ring.generations.iter().filter(|old| !stays(old)) {
+            self.check_dropped(old, nodes);
+        }
+    }
+
+    fn check_dropped(&mut self, old: &Generation, nodes: &[NodeFacts]) {
         let mut wrongs = Vec::new();
         for machine in self.machines.iter().filter(|machine| machine.live && machine.left_behind.is_none()) {
             let node = nodes.iter().find(|node| node.name == machine.name);

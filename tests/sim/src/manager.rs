@@ -200,10 +200,9 @@ impl World {
             }
         }
         let decision = decide(ring, installation, &facts, wall, &self.settings());
-        let stale = self.variant == Some(Variant::ActOnStaleCaches);
         match decision.action {
             Action::Wait => decision.wake_in.min(POLL).max(Duration::from_millis(50)),
-            Action::Begin | Action::Stage | Action::Activate | Action::Drop if !fresh && !stale => {
+            Action::Begin | Action::Stage | Action::Activate | Action::Drop if !fresh => {
                 self.managers[at].step = Step::LookAgain(held);
                 self.rng.millis(1, 200)
             }
@@ -245,8 +244,8 @@ impl World {
         }
         let document = next.to_yaml().as_bytes().to_vec();
         let uid = secret.uid;
-        if action == Action::Drop {
-            self.check_drop(held.ring.as_ref(), nodes);
+        if action != Action::Reset {
+            self.check_drop(next, nodes);
         }
         let behind = self.left_behind(held.ring.as_ref(), action, nodes);
         let before = self.history.last().cloned();

@@ -25,8 +25,6 @@ pub enum Variant {
     DropUnswitched,
     /// The manager drops a generation while its packets are under way.
     DropUndrained,
-    /// The manager acts on what its watches showed, without a fresh look.
-    ActOnStaleCaches,
     /// The manager writes whatever was written since it read.
     WriteUnconditionally,
     /// The agent makes policies before the SAs that they need.
@@ -41,13 +39,12 @@ pub enum Variant {
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::ActivateUnacknowledged,
         Self::CountFormerBoots,
         Self::KnowByNumber,
         Self::DropUnswitched,
         Self::DropUndrained,
-        Self::ActOnStaleCaches,
         Self::WriteUnconditionally,
         Self::PoliciesFirst,
         Self::IgnoreBoot,

@@ -393,9 +393,7 @@ impl World {
     }
 
     fn push(&mut self, who: Who, what: What, change: Change) {
-        // Who relies on caches has slow ones.
-        let slow = self.variant == Some(Variant::ActOnStaleCaches) && matches!(who, Who::Manager(_));
-        let late = self.rng.permille(if slow { 500 } else { 30 });
+        let late = self.rng.permille(30);
         let delay = if late { self.rng.millis(500, 20_000) } else { self.rng.millis(1, 300) };
         let Some(stream) = self.streams.get_mut(&(who, what)) else { return };
         stream.last = stream.last.max(self.now + delay);
