@@ -136,7 +136,7 @@ impl World {
             Step::Read => self.read(at),
             Step::Decide(held) => self.decide(at, held, false),
             Step::LookAgain(held) => self.decide(at, held, true),
-            Step::Write(held, next, action, nodes) => self.write(at, held, &next, action, &nodes),
+            Step::Write(held, next, action, nodes) => self.write(at, &held, &next, action, &nodes),
         };
         // Who does not care what was written meanwhile is given a meanwhile.
         let slow = self.variant == Some(Variant::WriteUnconditionally);
@@ -234,7 +234,14 @@ impl World {
         next
     }
 
-    fn write(&mut self, at: usize, held: Held, next: &Ring, action: Action, nodes: &[NodeFacts]) -> Duration {
+    fn write(
+        &mut self,
+        at: usize,
+        held: &Held,
+        next: &Ring,
+        action: Action,
+        nodes: &[NodeFacts],
+    ) -> Duration {
         let again = self.rng.millis(200, 1000);
         let Some((secret, version)) = &self.objects.secret else { return again };
         let unconditional = self.variant == Some(Variant::WriteUnconditionally);

@@ -116,6 +116,9 @@ pub struct Broken {
     pub retiring: Option<Generation>,
 }
 
+/// Who two machines are.
+pub type Ends = (Option<End>, Option<End>);
+
 /// What is counted.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -164,7 +167,7 @@ pub struct World {
     /// Machines about which something changed in this step.
     pub dirty: BTreeSet<usize>,
     /// The SA with which each machine was last understood by each other, and who they were.
-    pub understood: BTreeMap<(usize, usize), (SaId, (Option<End>, Option<End>))>,
+    pub understood: BTreeMap<(usize, usize), (SaId, Ends)>,
     /// The first thing that must never be.
     pub violation: Option<Violation>,
     /// Counts.
