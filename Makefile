@@ -29,11 +29,11 @@ demo: ## The main job on a real cluster, told step by step.
 	$(LAB) demo
 
 .PHONY: test
-test: tools check unit fuzz-gate kernel-tests api-tests scenarios ## The gate: lints, unit tests, real kernel, real API server, every scenario.
+test: tools check unit sim fuzz-gate kernel-tests api-tests scenarios ## The gate: lints, unit tests, simulator, real kernel, real API server, every scenario.
 	$(call stage,'make test: ok')
 
 .PHONY: test-full
-test-full: tools check unit fuzz-gate kernel-tests api-tests ## The same with the long figures.
+test-full: tools check unit sim fuzz-gate kernel-tests api-tests ## The same with the long figures.
 	$(call stage,'scenarios, long profile')
 	$(LAB) run --full $(SCENARIOS)
 
@@ -57,6 +57,18 @@ check: ## Format and lints.
 unit: ## Unit tests: no privileges, no network.
 	$(call stage,'unit tests')
 	$(CARGO) test --workspace --quiet
+
+# Steps of the simulator in the gate.
+SIM_STEPS ?= 100000
+
+.PHONY: sim
+sim: ## Simulated clusters full of faults, and wrong variants that must be noticed.
+	$(call stage,'simulator')
+	$(CARGO) run --quiet --package secureoverlay-sim -- --steps $(SIM_STEPS)
+
+.PHONY: soak
+soak: ## The same without end, from seeds that nobody has tried.
+	$(CARGO) run --quiet --package secureoverlay-sim -- --soak --first $$(date +%s)000
 
 .PHONY: fuzz-gate
 fuzz-gate: ## Every parser of bytes from outside, for seconds.

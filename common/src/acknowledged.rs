@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +105,9 @@ pub struct Acknowledged {
     /// How long a rotation waits for a node that is not ready.
     limit: Duration,
     since: Since,
-    quiet: Option<(Uid, Instant)>,
+    /// Since when nobody sends with a generation that is retiring since then by the ring: an old ring that comes back may
+    /// activate and retire it again unseen.
+    quiet: Option<(Uid, Timestamp, Instant)>,
     rekeyed: Option<Instant>,
 }
 
@@ -131,7 +134,7 @@ impl Acknowledged {
             (Some(old), Some(active)) => {
                 let switched =
                     self.all(&expected, sight.pressed, old, now, |said| said.sends == Some(active.uid));
-                self.drained(old.uid, switched, now)
+                self.drained(old, switched, now)
             }
             _ => Answer::Yes,
         };
@@ -187,16 +190,16 @@ impl Acknowledged {
         if nodes.is_empty() { Answer::Yes } else { Answer::Awaits { nodes, look_in } }
     }
 
-    fn drained(&mut self, old: Uid, switched: Answer, now: Instant) -> Answer {
+    fn drained(&mut self, old: &Generation, switched: Answer, now: Instant) -> Answer {
         if switched != Answer::Yes {
             self.quiet = None;
             return switched;
         }
         let since = match self.quiet {
-            Some((uid, since)) if uid == old => since,
+            Some((uid, retiring, since)) if (uid, retiring) == (old.uid, old.role_since) => since,
             _ => now,
         };
-        self.quiet = Some((old, since));
+        self.quiet = Some((old.uid, old.role_since, since));
         let left = DRAIN.saturating_sub(now.saturating_duration_since(since));
         if left.is_zero() { Answer::Yes } else { Answer::In(left) }
     }
@@ -451,6 +454,8 @@ mod tests {
         assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "from the start");
         case.now += DRAIN;
         assert_eq!(case.observe().nobody_sends, Answer::Yes);
+        case.ring.generations[0].role_since = "2026-11-20T03:00:01Z".parse().unwrap();
+        assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "it was sent with again in between");
     }
 
     #[test]

@@ -1,0 +1,315 @@
+//! What must hold after every step (DESIGN, invariants 1, 2, 4 and 5), and in the end (6).
+//!
+//! 3 says what enforcing nodes let through; enforcement is not built yet, and its check belongs here.
+
+use std::time::Duration;
+
+use secureoverlay_agent::{diff::GRACE, plan::Stage, xfrm::SaId};
+use secureoverlay_common::{
+    node::NodeFacts,
+    ring::{Generation, Ring, Role},
+    rotation::Incarnations,
+    uid::Uid,
+    wire::Derivation,
+};
+
+use crate::{
+    Time,
+    machine::{Known, Machine},
+    world::{Break, Broken, World},
+};
+
+/// For so long packets may be under way.
+const FLIGHT: Duration = Duration::from_secs(4);
+
+impl World {
+    /// Checks what this step may have changed.
+    pub fn check(&mut self) {
+        for at in std::mem::take(&mut self.dirty) {
+            self.check_kernel(at);
+            for peer in 0..self.machines.len() {
+                if peer != at {
+                    self.check_pair(at, peer);
+                    self.check_pair(peer, at);
+                }
+            }
+        }
+    }
+
+    fn check_kernel(&mut self, at: usize) {
+        let tables = self.machines[at].tables.clone();
+        let mut tables = tables.borrow_mut();
+        let now = self.now;
+        tables.switched.retain(|(_, since)| now <= *since + FLIGHT);
+        for (invariant, text) in std::mem::take(&mut tables.wrongs) {
+            self.violate(invariant, format!("node-{}: {text}", at + 1));
+        }
+        for sa in std::mem::take(&mut tables.deleted) {
+            let Some(sender) = self.machines.iter().position(|other| other.live && other.addr == sa.src)
+            else {
+                continue;
+            };
+            let recent = |(id, since): &(SaId, Time)| *id == sa.id && now <= *since + FLIGHT;
+            let under_way = self.machines[sender].tables.borrow().switched.iter().any(recent);
+            if sender != at
+                && under_way
+                && !self.replaced(sender, at, sa.id)
+                && !self.excused(sender, at, sa.id)
+            {
+                let text = format!("node-{} dropped {} while its packets were under way", at + 1, sa.id);
+                self.violate(1, text);
+            }
+        }
+    }
+
+    /// Whether an SA of a generation that is still there went: for an incarnation or an identity of its sender that is
+    /// no more.
+    fn replaced(&self, from: usize, to: usize, id: SaId) -> bool {
+        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
+        let program = receiver.attempted.as_ref().and_then(|known| known.program.as_ref());
+        let (Some(program), Some(uid)) = (program, sender.uid) else { return true };
+        program
+            .ring
+            .generations
+            .iter()
+            .any(|found| incarnation(found, self.incarnations, sender, &uid, id).is_some())
+    }
+
+    /// Invariant 1: what `from` sends to `to` with can be decrypted there.
+    fn check_pair(&mut self, from: usize, to: usize) {
+        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
+        if !sender.live || !receiver.live {
+            return;
+        }
+        let met = (sender.end(), receiver.end());
+        let text = {
+            let (sending, receiving) = (sender.tables.borrow(), receiver.tables.borrow());
+            let Some(id) = sending.pinned(receiver.addr) else { return };
+            let Some(out) = sending.states.get(&id) else { return };
+            let found = receiving.states.get(&id);
+            if found.is_some_and(|found| found.src == sender.addr && found.cipher == out.cipher) {
+                drop((sending, receiving));
+                // Not with keys of who they were before.
+                if knows(sender, receiver) && knows(receiver, sender) {
+                    self.understood.insert((from, to), (id, met));
+                }
+                return;
+            }
+            if self.excused(from, to, id) {
+                drop((sending, receiving));
+                self.understood.remove(&(from, to));
+                return;
+            }
+            let has = if found.is_some() { "has another key for" } else { "does not have" };
+            format!("{} sends to {} with {id}, which that {has}", sender.name, receiver.name)
+        };
+        self.violate(1, text);
+    }
+
+    /// Whether two nodes can't be expected to understand each other.
+    fn excused(&self, from: usize, to: usize, id: SaId) -> bool {
+        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
+        let troubled = |machine: &Machine| {
+            let node = self.objects.nodes.get(&machine.name);
+            machine.flushed || machine.left_behind.is_some() || node.is_none_or(|node| node.excluded)
+        };
+        let (Some(sent), Some(received)) = (both(sender), both(receiver)) else { return true };
+        if troubled(sender) || troubled(receiver) || !knows(sender, receiver) || !knows(receiver, sender) {
+            return true;
+        }
+        // One that was never done since it came need not receive what was in use by then.
+        let late = || {
+            let active = sent.iter().filter_map(|known| known.program.as_ref()?.ring.active());
+            let versions = active.filter_map(|active| Some(self.activated.get(&active.uid)?.1));
+            versions.min() > receiver.first
+        };
+        if sender.applied.is_none() || (receiver.applied.is_none() && !late()) {
+            return true;
+        }
+        let rings: Vec<&Ring> =
+            sent.iter().chain(&received).filter_map(|known| Some(&*known.program.as_ref()?.ring)).collect();
+        let (Some(from_uid), Some(to_uid)) = (sender.uid, receiver.uid) else { return true };
+        let of = rings
+            .iter()
+            .flat_map(|ring| &ring.generations)
+            .find_map(|found| Some((found, incarnation(found, self.incarnations, sender, &from_uid, id)?)));
+        // The sender goes on with what its kernel holds.
+        let unexplained = |of: Option<Uid>| {
+            let own = rings[..sent.len()].iter().flat_map(|ring| &ring.generations);
+            own.filter(|generation| Some(generation.uid) == of).count() == 0
+        };
+        if let Some((generation, sent_under)) = of {
+            let pair = |map: &Incarnations| {
+                let of = |uid| map.get(uid).copied().unwrap_or(0);
+                (of(&from_uid), of(&to_uid))
+            };
+            let mut known = rings.iter().filter_map(|ring| {
+                let found = ring.generations.iter().find(|found| found.uid == generation.uid)?;
+                Some(pair(&found.incarnations))
+            });
+            let now = known.next().unwrap_or_default();
+            // A new incarnation that one of them has not seen, or has not moved to.
+            if now.0 != sent_under || known.any(|other| other != now) {
+                return true;
+            }
+            // One that is asked for.
+            if sender.burnt.contains(&generation.uid) || receiver.burnt.contains(&generation.uid) {
+                return true;
+            }
+            // One that came after the activation is waited for by nobody.
+            let since = self.activated.get(&generation.uid).is_some_and(|(before, _)| pair(before) != now);
+            let claims = receiver.claims.get(&generation.uid).map(pair);
+            let unseen = since && unexplained(Some(generation.uid));
+            if unseen || (claims != Some(now) && (since || claims.is_some())) {
+                return true;
+            }
+        }
+        // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
+        let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
+        let of = of.map(|(generation, _)| generation.uid);
+        // A known gap of the product: of a ring that is lost, what was retiring goes at once, though nobody knows
+        // whether everybody has left it.
+        let gap = self.breaks.iter().any(|(version, broken)| {
+            let former = |old| incarnation(old, self.incarnations, sender, &from_uid, id);
+            let seen = received.iter().any(|known| known.version >= *version);
+            seen && broken.retiring.as_ref().and_then(former).is_some()
+        });
+        gap || (strangers && unexplained(of)) || self.broken(&sent, receiver, &received, strangers)
+    }
+
+    /// Whether one of two nodes has seen a break in the ring's history and the other has not.
+    fn broken(
+        &self,
+        sent: &[&Known; 2],
+        receiver: &Machine,
+        received: &[&Known; 2],
+        strangers: bool,
+    ) -> bool {
+        self.breaks.iter().any(|(version, Broken { kind, .. })| {
+            let newer = |known: &[&Known; 2]| known.iter().any(|known| known.version >= *version);
+            let older = |known: &[&Known; 2]| known.iter().any(|known| known.version < *version);
+            let behind = older(received) && newer(sent);
+            let ahead = newer(received) && older(sent);
+            let over = strangers
+                || receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
+            match kind {
+                // Somebody else says what to send with, before anybody receives it.
+                Break::Restored => behind || (ahead && over),
+                Break::Lost => ahead && over,
+                Break::Reset => behind || ahead,
+            }
+        })
+    }
+
+    /// Invariant 2: nobody sends with a generation that this write of a manager takes out of the ring, those aside that
+    /// may be left behind.
+    pub fn check_drop(&mut self, next: &Ring, nodes: &[NodeFacts]) {
+        let Some((ring, _)) = self.ring() else { return };
+        let stays = |old: &Generation| next.generations.iter().any(|generation| generation.uid == old.uid);
+        for old in ring.generations.iter().filter(|old| !stays(old)) {
+            self.check_dropped(old, nodes);
+        }
+    }
+
+    fn check_dropped(&mut self, old: &Generation, nodes: &[NodeFacts]) {
+        let mut wrongs = Vec::new();
+        for machine in self.machines.iter().filter(|machine| machine.live && machine.left_behind.is_none()) {
+            let node = nodes.iter().find(|node| node.name == machine.name);
+            let Some(uid) = machine.uid.filter(|_| node.is_none_or(|node| node.ready && !node.excluded))
+            else {
+                continue;
+            };
+            let tables = machine.tables.borrow();
+            let peers = self.machines.iter().filter(|peer| peer.live && peer.uid.is_some());
+            let spi = spi(old, machine, &uid);
+            let sends = peers.filter(|peer| tables.pinned(peer.addr).is_some_and(|id| id.spi == spi)).count();
+            if sends > 0 {
+                wrongs.push(format!("generation {} is dropped while {} sends with it", old.id, machine.name));
+            }
+        }
+        for text in wrongs {
+            self.violate(2, text);
+        }
+    }
+
+    /// Invariant 6: why the cluster is not where it should be; `None` once it is.
+    #[must_use]
+    pub fn unsettled(&self, rotations: u64) -> Option<String> {
+        let Some((ring, version)) = self.ring() else { return Some("there is no ring".into()) };
+        let [active] = &ring.generations[..] else {
+            return Some(format!("the ring is {}", crate::manager::roles(&ring)));
+        };
+        if active.role != Role::Active {
+            return Some("nothing is active".into());
+        }
+        if self.tally.rotations <= rotations {
+            return Some("no rotation was completed".into());
+        }
+        let live: Vec<&Machine> = self.machines.iter().filter(|machine| machine.live).collect();
+        for machine in &live {
+            let name = &machine.name;
+            let Some(known) = &machine.applied else { return Some(format!("{name} is not programmed")) };
+            if known.version < version || machine.flushed || machine.left_behind.is_some() {
+                return Some(format!("{name} is not up to date"));
+            }
+            if known.stage != Stage::Normal {
+                return Some(format!("{name} is at {:?}", known.stage));
+            }
+            let Some(uid) = machine.uid else { return Some(format!("{name} has no Node")) };
+            let spi = spi(active, machine, &uid);
+            let sending = machine.tables.borrow();
+            for peer in live.iter().filter(|peer| peer.addr != machine.addr) {
+                let id = SaId { dst: peer.addr, spi };
+                let pair = format!("{name} to {}", peer.name);
+                if sending.pinned(peer.addr) != Some(id) {
+                    return Some(format!("{pair}: does not send with the active generation"));
+                }
+                let receiving = peer.tables.borrow();
+                let (Some(out), Some(found)) = (sending.states.get(&id), receiving.states.get(&id)) else {
+                    return Some(format!("{pair}: an SA is missing"));
+                };
+                if found.src != machine.addr || found.cipher != out.cipher {
+                    return Some(format!("{pair}: the SAs differ"));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// What a machine was brought to, if it ever was, and what it was last to be brought to, in this boot.
+fn both(machine: &Machine) -> Option<[&Known; 2]> {
+    let attempted = machine.attempted.as_ref()?;
+    Some([machine.applied.as_ref().unwrap_or(attempted), attempted])
+}
+
+/// Whether a machine knows itself and another one as they are, and so did its last attempt.
+fn knows(machine: &Machine, other: &Machine) -> bool {
+    let (Some(end), Some(theirs), Some(known)) = (machine.end(), other.end(), both(machine)) else {
+        return false;
+    };
+    known.iter().all(|known| {
+        let program = known.program.as_ref().filter(|_| known.stage == Stage::Normal);
+        program.is_some_and(|program| {
+            let peer = program.peers.get(&theirs.addr);
+            program.local == end && peer.is_some_and(|peer| peer.end == theirs && !peer.excluded)
+        })
+    })
+}
+
+fn spi(generation: &Generation, machine: &Machine, uid: &Uid) -> u32 {
+    Derivation::new(generation).spi_of(machine.addr, uid)
+}
+
+/// The incarnation, `last` at most, under which a machine has this SPI in a generation.
+fn incarnation(generation: &Generation, last: u32, machine: &Machine, uid: &Uid, id: SaId) -> Option<u32> {
+    let present = generation.incarnation(uid);
+    if spi(generation, machine, uid) == id.spi {
+        return Some(present);
+    }
+    let mut former = generation.clone();
+    (0..=last).find(|incarnation| {
+        former.incarnations.insert(*uid, *incarnation);
+        spi(&former, machine, uid) == id.spi
+    })
+}

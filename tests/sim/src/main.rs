@@ -1,0 +1,214 @@
+//! `secureoverlay-sim --steps 100000 [--seed N] [--soak]`: see the library.
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use secureoverlay_sim::{
+    fault::Scenario,
+    run::{self, Caught, Kept, Run, Sum},
+    variant::Variant,
+};
+
+/// Seeds that failed once: they run first.
+const KEPT: &str = include_str!("../seeds");
+/// Worlds in which a wrong variant must show itself.
+const WORLDS: u64 = 60;
+/// Between two lines about progress.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Runs the real decisions in simulated clusters full of faults, and checks the invariants after every step.
+#[derive(Parser)]
+struct Options {
+    /// Steps to take at least.
+    #[arg(long, default_value_t = 100_000)]
+    steps: u64,
+    /// Run the world of this seed alone, and tell its story if it fails. `SEED:FAULT,FAULT` for some of its faults only.
+    #[arg(long)]
+    seed: Option<String>,
+    /// The first of the seeds.
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// Go on until interrupted, or until something fails.
+    #[arg(long)]
+    soak: bool,
+    /// Go on after a failure, and only list what fails.
+    #[arg(long)]
+    survey: bool,
+    /// Lines of a story that are told.
+    #[arg(long, default_value_t = 60)]
+    tail: usize,
+    /// Leave the wrong variants out.
+    #[arg(long)]
+    no_variants: bool,
+    /// With `--seed`: the wrong variant to run, by its name.
+    #[arg(long)]
+    variant: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match simulate(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn simulate(options: &Options) -> Result<bool> {
+    let variant = options.variant.as_deref().map(named).transpose()?;
+    if let Some(text) = &options.seed {
+        let [kept] = &run::kept(text).map_err(anyhow::Error::msg)?[..] else {
+            bail!("--seed takes one seed")
+        };
+        return Ok(one(kept, variant, options.tail));
+    }
+    let begun = Instant::now();
+    let mut sum = Sum::default();
+    for kept in run::kept(KEPT).map_err(anyhow::Error::msg)? {
+        if !held(&kept, &run::run(&kept.scenario(), None, false), &mut sum) {
+            return Ok(false);
+        }
+    }
+    let mut told = Instant::now();
+    let mut seed = options.first;
+    while options.soak || sum.steps < options.steps {
+        let kept = Kept { seed, faults: None };
+        if options.survey {
+            survey(&kept, &mut sum);
+        } else if !held(&kept, &run::run(&kept.scenario(), None, false), &mut sum) {
+            return Ok(false);
+        }
+        seed = seed.checked_add(1).context("out of seeds")?;
+        if told.elapsed() > EVERY {
+            told = Instant::now();
+            println!("{} steps in {} worlds, {} rotations", sum.steps, sum.worlds, sum.rotations);
+        }
+    }
+    let variants: BTreeMap<Variant, Caught> = match options.no_variants {
+        true => BTreeMap::new(),
+        false => Variant::ALL.iter().map(|&variant| (variant, caught(variant, options.first))).collect(),
+    };
+    report(&sum, &variants, begun.elapsed());
+    Ok(variants.values().all(|caught| caught.violation.is_some()))
+}
+
+/// One line for a world that fails.
+fn survey(kept: &Kept, sum: &mut Sum) {
+    let run = run::run(&kept.scenario(), None, false);
+    sum.add(&run.tally);
+    if let Some(violation) = run.violation {
+        let at = violation.at.as_secs();
+        println!("seed {} at {at} s: invariant {}: {}", kept.seed, violation.invariant, violation.text);
+    }
+}
+
+fn named(name: &str) -> Result<Variant> {
+    let found = Variant::ALL.into_iter().find(|variant| format!("{variant:?}") == name);
+    found.with_context(|| format!("there is no variant {name}: {:?}", Variant::ALL))
+}
+
+fn caught(variant: Variant, first: u64) -> Caught {
+    let caught = run::catch(variant, first, WORLDS);
+    match &caught.violation {
+        Some(violation) => println!(
+            "{variant:?}: caught in world {}, invariant {}: {}",
+            caught.worlds, violation.invariant, violation.text
+        ),
+        None => println!("{variant:?}: NOT CAUGHT in {} worlds", caught.worlds),
+    }
+    caught
+}
+
+/// Whether a world held; if not, it is shrunk and told.
+fn held(kept: &Kept, run: &Run, sum: &mut Sum) -> bool {
+    sum.add(&run.tally);
+    let Some(violation) = &run.violation else { return true };
+    println!("seed {} violates invariant {}: {}", kept.seed, violation.invariant, violation.text);
+    println!("shrinking its {} faults ...", kept.scenario().faults.len());
+    let scenario = kept.scenario();
+    let numbers = run::shrink(&scenario, None, violation);
+    let all = Scenario::new(kept.seed);
+    let numbers: Vec<usize> = numbers
+        .iter()
+        .map(|&at| kept.faults.as_ref().and_then(|faults| faults.get(at).copied()).unwrap_or(at))
+        .collect();
+    for &at in &numbers {
+        if let Some(fault) = all.faults.get(at) {
+            println!("  {fault}");
+        }
+    }
+    let list: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    let line = format!("{}:{}", kept.seed, list.join(","));
+    println!("to keep it, add this line to tests/sim/seeds:\n{line}");
+    one(&Kept { seed: kept.seed, faults: Some(numbers) }, None, 60);
+    false
+}
+
+/// Runs one world; tells the end of its story if it fails.
+fn one(kept: &Kept, variant: Option<Variant>, tail: usize) -> bool {
+    let run = run::run(&kept.scenario(), variant, true);
+    match &run.violation {
+        None => {
+            println!("seed {}: all invariants held for {} steps", kept.seed, run.tally.steps);
+            true
+        }
+        Some(violation) => {
+            for line in &run.story[run.story.len().saturating_sub(tail)..] {
+                println!("  {line}");
+            }
+            println!(
+                "seed {}: invariant {} at {:.3} s: {}",
+                kept.seed,
+                violation.invariant,
+                violation.at.as_secs_f64(),
+                violation.text
+            );
+            false
+        }
+    }
+}
+
+fn report(sum: &Sum, variants: &BTreeMap<Variant, Caught>, took: Duration) {
+    println!(
+        "{} steps in {} worlds, {:.1} days of their time: {} rotations, {} writes of new incarnations",
+        sum.steps,
+        sum.worlds,
+        sum.time.as_secs_f64() / 86_400.0,
+        sum.rotations,
+        sum.rekeys
+    );
+    for (kind, count) in &sum.faults {
+        println!("  {count:6} {kind}");
+    }
+    let found = variants.values().filter(|caught| caught.violation.is_some()).count();
+    println!("{found} of {} wrong variants were caught; all invariants held", variants.len());
+    let variants: BTreeMap<String, serde_json::Value> = variants
+        .iter()
+        .map(|(variant, caught)| {
+            let invariant = caught.violation.as_ref().map(|violation| violation.invariant);
+            (
+                format!("{variant:?}"),
+                serde_json::json!({"caught": invariant.is_some(), "worlds": caught.worlds, "invariant": invariant}),
+            )
+        })
+        .collect();
+    let report = serde_json::json!({
+        "worlds": sum.worlds,
+        "steps": sum.steps,
+        "simulated_seconds": sum.time.as_secs(),
+        "rotations": sum.rotations,
+        "rekeys": sum.rekeys,
+        "faults": sum.faults,
+        "violations": 0,
+        "variants": variants,
+        "seconds": took.as_secs_f64(),
+    });
+    println!("{report}");
+}

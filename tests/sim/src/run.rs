@@ -1,0 +1,207 @@
+//! Runs worlds: one of a scenario, many of many seeds, and fewer and fewer faults of one that fails.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+use crate::{
+    fault::Scenario,
+    variant::Variant,
+    world::{Tally, Violation, World},
+};
+
+/// After faults end: what a mass of vanished Nodes is kept for, and then some.
+const SETTLING: Duration = Duration::from_secs(2 * 3600);
+/// Runs that shrinking may take.
+const SHRINKING: usize = 300;
+
+/// How a world went.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// Counts.
+    pub tally: Tally,
+    /// The first thing that must never be.
+    pub violation: Option<Violation>,
+    /// What happened before, if it was asked for.
+    pub story: Vec<String>,
+}
+
+/// Runs a scenario to its end, or to the first violation.
+#[must_use]
+pub fn run(scenario: &Scenario, variant: Option<Variant>, story: bool) -> Run {
+    let mut world = match World::new(scenario, variant, story) {
+        Ok(world) => world,
+        Err(error) => {
+            let text = format!("no place for journals: {error}");
+            let violation = Some(Violation { invariant: 0, at: Duration::ZERO, text });
+            return Run { violation, ..Run::default() };
+        }
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| live(&mut world))) {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        world.violate(0, format!("panic: {}", text.unwrap_or_default()));
+    }
+    Run {
+        tally: world.tally.clone(),
+        violation: world.violation.take(),
+        story: world.story.take().unwrap_or_default(),
+    }
+}
+
+fn live(world: &mut World) {
+    while world.violation.is_none() && world.step(world.scenario.end) {}
+    if world.violation.is_some() {
+        return;
+    }
+    world.end_faults();
+    let (rotations, end) = (world.tally.rotations, world.now + SETTLING + 3 * world.scenario.interval);
+    let mut looked = world.now;
+    while world.violation.is_none() && world.step(end) {
+        // A look at all pairs, now and then.
+        if world.now > looked + Duration::from_secs(5) {
+            looked = world.now;
+            if world.unsettled(rotations).is_none() {
+                return;
+            }
+        }
+    }
+    if world.violation.is_none()
+        && let Some(why) = world.unsettled(rotations)
+    {
+        world.violate(6, format!("long after the last fault: {why}"));
+    }
+}
+
+/// The fewest faults, by their numbers, with which a scenario still violates the same invariant.
+#[must_use]
+pub fn shrink(scenario: &Scenario, variant: Option<Variant>, violation: &Violation) -> Vec<usize> {
+    let mut runs = 0;
+    let mut fails = |keep: &[usize]| {
+        runs += 1;
+        let again = run(&scenario.only(keep), variant, false).violation;
+        runs <= SHRINKING && again.is_some_and(|again| again.alike(violation))
+    };
+    let faults = &scenario.faults;
+    let mut keep: Vec<usize> = (0..faults.len()).filter(|&at| faults[at].at <= violation.at).collect();
+    let mut chunk = keep.len().div_ceil(2).max(1);
+    loop {
+        let mut at = 0;
+        while at < keep.len() {
+            let mut without = keep.clone();
+            without.drain(at..(at + chunk).min(keep.len()));
+            if fails(&without) {
+                keep = without;
+            } else {
+                at += chunk;
+            }
+        }
+        if chunk == 1 {
+            return keep;
+        }
+        chunk /= 2;
+    }
+}
+
+/// A seed, and which of its faults; all where nothing is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The seed.
+    pub seed: u64,
+    /// Numbers of its faults.
+    pub faults: Option<Vec<usize>>,
+}
+
+impl Kept {
+    /// Its scenario.
+    #[must_use]
+    pub fn scenario(&self) -> Scenario {
+        let scenario = Scenario::new(self.seed);
+        match &self.faults {
+            Some(keep) => scenario.only(keep),
+            None => scenario,
+        }
+    }
+}
+
+/// Reads the file of kept seeds: `SEED` or `SEED:FAULT,FAULT,…` a line, and comments after `#`.
+///
+/// # Errors
+/// The line that is none.
+pub fn kept(text: &str) -> Result<Vec<Kept>, String> {
+    let line = |line: &str| {
+        let text = line.split('#').next().unwrap_or_default().trim();
+        let (seed, faults) = text.split_once(':').map_or((text, None), |(seed, faults)| (seed, Some(faults)));
+        let numbers = |text: &str| {
+            let numbers = text.split(',').map(str::trim).filter(|number| !number.is_empty());
+            numbers.map(str::parse).collect::<Result<Vec<usize>, _>>().ok()
+        };
+        let seed = seed.trim().parse().ok()?;
+        Some(Kept {
+            seed,
+            faults: match faults {
+                Some(faults) => Some(numbers(faults)?),
+                None => None,
+            },
+        })
+    };
+    text.lines()
+        .filter(|text| !text.split('#').next().unwrap_or_default().trim().is_empty())
+        .map(|text| line(text).ok_or_else(|| format!("not a kept seed: {text}")))
+        .collect()
+}
+
+/// A variant that was caught, or was not.
+#[derive(Clone, Debug)]
+pub struct Caught {
+    /// Worlds that it took.
+    pub worlds: u64,
+    /// How it showed.
+    pub violation: Option<Violation>,
+}
+
+/// Looks for the first seed with which a variant shows itself, and which holds without it.
+#[must_use]
+pub fn catch(variant: Variant, first: u64, worlds: u64) -> Caught {
+    for number in 0..worlds {
+        let scenario = Scenario::provoking(first + number, variant);
+        let wrong = run(&scenario, Some(variant), false).violation;
+        if wrong.is_some() && run(&scenario, None, false).violation.is_none() {
+            return Caught { worlds: number + 1, violation: wrong };
+        }
+    }
+    Caught { worlds, violation: None }
+}
+
+/// Sums of many worlds.
+#[derive(Debug, Default)]
+pub struct Sum {
+    /// Worlds.
+    pub worlds: u64,
+    /// Events.
+    pub steps: u64,
+    /// Virtual time.
+    pub time: Duration,
+    /// Rotations completed.
+    pub rotations: u64,
+    /// Writes of new incarnations.
+    pub rekeys: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<String, u64>,
+}
+
+impl Sum {
+    /// Adds a world.
+    pub fn add(&mut self, tally: &Tally) {
+        self.worlds += 1;
+        self.steps += tally.steps;
+        self.time += tally.time;
+        self.rotations += tally.rotations;
+        self.rekeys += tally.rekeys;
+        for (kind, count) in &tally.faults {
+            *self.faults.entry(kind.clone()).or_default() += count;
+        }
+    }
+}

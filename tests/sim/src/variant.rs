@@ -1,0 +1,101 @@
+//! The simulator proves itself: deliberately wrong variants of manager and agent, each of which it must catch.
+//!
+//! All of them live in the simulator's own shells around the product's code; the product has no switch for them.
+
+use std::collections::BTreeMap;
+
+use secureoverlay_common::{
+    acknowledged::Acknowledgement,
+    node::NodeFacts,
+    ring::{Ring, Role},
+    rotation::{Answer, Facts},
+    uid::Uid,
+};
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Variant {
+    /// The manager activates what nobody has acknowledged.
+    ActivateUnacknowledged,
+    /// The manager counts what was said in a boot before this one.
+    CountFormerBoots,
+    /// The manager knows generations by their number instead of their uid.
+    KnowByNumber,
+    /// The manager drops a generation while nodes send with it.
+    DropUnswitched,
+    /// The manager drops a generation while its packets are under way.
+    DropUndrained,
+    /// The manager writes whatever was written since it read.
+    WriteUnconditionally,
+    /// The agent makes policies before the SAs that they need.
+    PoliciesFirst,
+    /// Boot IDs are left out of everything.
+    IgnoreBoot,
+    /// The agent makes lost outbound SAs again.
+    RecreateLost,
+    /// The agent says that it has done what it only begins.
+    AcknowledgeEarly,
+}
+
+impl Variant {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::ActivateUnacknowledged,
+        Self::CountFormerBoots,
+        Self::KnowByNumber,
+        Self::DropUnswitched,
+        Self::DropUndrained,
+        Self::WriteUnconditionally,
+        Self::PoliciesFirst,
+        Self::IgnoreBoot,
+        Self::RecreateLost,
+        Self::AcknowledgeEarly,
+    ];
+
+    /// What this manager takes the acknowledgements for. `numbers`: those of all generations that ever were.
+    pub fn mishear(
+        self,
+        said: &mut BTreeMap<String, Acknowledgement>,
+        nodes: &[NodeFacts],
+        ring: Option<&Ring>,
+        numbers: &BTreeMap<Uid, u64>,
+    ) {
+        match self {
+            Self::CountFormerBoots => {
+                for node in nodes {
+                    if let (Some(said), Some(boot)) = (said.get_mut(&node.name), node.boot) {
+                        said.boot = boot;
+                    }
+                }
+            }
+            Self::KnowByNumber => {
+                let same = |uid: &Uid| {
+                    let number = numbers.get(uid)?;
+                    ring?.generations.iter().find(|generation| generation.id == *number)
+                };
+                for said in said.values_mut() {
+                    let known: Vec<_> = said.receives.keys().filter_map(same).collect();
+                    said.receives.extend(known.iter().map(|found| (found.uid, found.incarnations.clone())));
+                    said.sends = said.sends.map(|uid| same(&uid).map_or(uid, |found| found.uid));
+                    // Who takes the number for the name has no need of another one.
+                    said.newest = 0;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What this manager takes the facts for.
+    pub fn misjudge(self, facts: &mut Facts, ring: Option<&Ring>) {
+        match self {
+            Self::ActivateUnacknowledged => facts.all_receive = Answer::Yes,
+            Self::DropUnswitched => facts.nobody_sends = Answer::Yes,
+            Self::DropUndrained if ring.is_some_and(|ring| ring.with_role(Role::Retiring).is_some()) => {
+                if matches!(facts.nobody_sends, Answer::In(_)) {
+                    facts.nobody_sends = Answer::Yes;
+                }
+            }
+            _ => {}
+        }
+    }
+}
