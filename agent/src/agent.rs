@@ -103,6 +103,8 @@ pub struct Agent {
     installation: Installation,
     /// The DaemonSet goes, and with it everything of ours.
     removing: bool,
+    /// A DaemonSet took this agent's pod over after the removal had begun.
+    adopted: bool,
     /// On the way down from `on`, because of a removal or a ring that is off.
     descent: Option<Descent>,
     /// The last that was programmed with encryption on.
@@ -133,6 +135,7 @@ impl Agent {
             watched: Watched::default(),
             installation: Installation::Pending,
             removing: false,
+            adopted: false,
             descent: None,
             on: None,
             ending: None,
@@ -187,6 +190,7 @@ impl Agent {
         if sighting.and_then(|sighting| self.watched.sight(sighting)).is_some() {
             self.remove();
         }
+        self.adopted = self.removing && matches!(sighting, Some(Sighting::Present { deleting: false, .. }));
     }
 
     fn remove(&mut self) {
@@ -311,7 +315,8 @@ impl Agent {
     #[must_use]
     pub fn may_end(&self) -> bool {
         match self.ending {
-            None => false,
+            // The next process begins anew.
+            None => self.removed() && self.adopted,
             Some(Verdict::Restart) => !self.removing || self.removed(),
             Some(Verdict::Removal) => self.removed(),
         }

@@ -157,6 +157,15 @@ pub fn diff(
     count_losses(&mut diff, memory);
     plan_policies(&mut diff, plan, &policies);
     remove_policies(&mut diff, plan, &policies);
+    // Of a ring that follows the one before, what was retiring was dropped on purpose. One that shares no generation
+    // with it was wiped, or is an old one that was restored: it says nothing about why something is gone.
+    let follows = memory
+        .planned
+        .values()
+        .any(|(generation, role)| *role != Role::Retiring && plan.generations.contains_key(generation));
+    if !follows {
+        memory.planned.clear();
+    }
     remove_states(&mut diff, plan, &states, memory, now);
     memory.looked = true;
     let before = std::mem::take(&mut memory.planned);

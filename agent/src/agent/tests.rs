@@ -305,6 +305,18 @@ fn a_deleted_daemon_set_is_a_removal_in_steps() {
 }
 
 #[test]
+fn an_agent_that_is_adopted_after_its_removal_begins_anew() {
+    let mut kernel = ModelKernel::default();
+    let mut run = Run::encrypting(&mut kernel, permissive());
+    run.tell(Event::DaemonSet(Some(Sighting::Absent)));
+    run.tell(present());
+    assert!(!run.agent.may_end(), "the removal goes on first");
+    run.pass(10 * SECOND);
+    assert!(run.agent.removed());
+    assert!(run.agent.may_end(), "its kubelet starts another, which knows nothing of the removal");
+}
+
+#[test]
 fn while_insisting_the_first_step_is_to_stop_that() {
     let mut kernel = ModelKernel::default();
     let mut run = Run::encrypting(&mut kernel, shown(document(1, Enforcement::Enforcing, &[1])));

@@ -121,16 +121,8 @@ impl World {
     /// Plans the agent's next look, and lets it end if it may.
     fn poke(&mut self, at: usize) {
         let now = self.instant();
-        let adopted = self.machines[at].set.is_none() && self.objects.daemon_set.is_some();
         let Some(process) = &mut self.machines[at].process else { return };
         if process.agent.may_end() {
-            self.end_agent(at);
-            self.machines[at].pod = false;
-            return self.replace_pod(at);
-        }
-        // An agent that has removed everything and is adopted instead of ended must begin anew. The product's does not
-        // yet: whoever runs it has to delete its pod, as here.
-        if process.agent.removed() && adopted {
             self.end_agent(at);
             self.machines[at].pod = false;
             return self.replace_pod(at);

@@ -167,14 +167,8 @@ impl World {
         // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
         let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
         let of = of.map(|(generation, _)| generation.uid);
-        // A known gap of the product: of a ring that is lost, what was retiring goes at once, though nobody knows
-        // whether everybody has left it.
-        let gap = self.breaks.iter().any(|(version, broken)| {
-            let former = |old| incarnation(old, self.incarnations, sender, &from_uid, id);
-            let seen = received.iter().any(|known| known.version >= *version);
-            seen && broken.retiring.as_ref().and_then(former).is_some()
-        });
-        gap || (strangers && unexplained(of)) || self.broken(&sent, receiver, &received, strangers)
+        let held = unexplained(of);
+        (strangers && held) || self.broken(&sent, receiver, &received, strangers, held)
     }
 
     /// Whether one of two nodes has seen a break in the ring's history and the other has not.
@@ -184,6 +178,7 @@ impl World {
         receiver: &Machine,
         received: &[&Known; 2],
         strangers: bool,
+        held: bool,
     ) -> bool {
         self.breaks.iter().any(|(version, Broken { kind, .. })| {
             let newer = |known: &[&Known; 2]| known.iter().any(|known| known.version >= *version);
@@ -193,8 +188,9 @@ impl World {
             let over = strangers
                 || receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
             match kind {
-                // Somebody else says what to send with, before anybody receives it.
-                Break::Restored => behind || (ahead && over),
+                // Somebody else says what to send with, before anybody receives it. And a generation that only kernels
+                // held comes back, with other keys for a Node that was made anew since.
+                Break::Restored => behind || (ahead && (over || held)),
                 Break::Lost => ahead && over,
                 Break::Reset => behind || ahead,
             }

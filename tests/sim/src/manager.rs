@@ -7,7 +7,7 @@ use secureoverlay_common::{
     acknowledged::{Acknowledged, Acknowledgement, Sight},
     node::NodeFacts,
     ring::{Ring, RingError, Role},
-    rotation::{Action, Facts, Installation, Settings, apply, decide},
+    rotation::{Action, Facts, Installation, Pace, Settings, apply, decide},
     suite::Suite,
     uid::Uid,
 };
@@ -215,7 +215,7 @@ impl World {
     }
 
     fn settings(&self) -> Settings {
-        Settings { interval: self.scenario.interval, suite: Suite::Aes128Gcm8 }
+        Settings { pace: Pace::Every(self.scenario.interval), suite: Suite::Aes128Gcm8 }
     }
 
     fn next_ring(

@@ -288,3 +288,28 @@ fn an_sa_past_a_limit_spends_its_generation() {
         assert_eq!(reconciler.run(&plan, now).unwrap().spent.contains(&uid(201)), spent, "{packets} {bytes}");
     }
 }
+
+#[test]
+fn what_was_retiring_stays_for_a_while_when_the_ring_was_lost_in_the_middle() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let mut reconciler = Reconciler::new(&mut kernel);
+    let rotating = plan_of(&permissive(&[(1, Role::Retiring), (2, Role::Active)]), THREE);
+    reconciler.run(&rotating, now).unwrap();
+    // A wiped ring is begun anew, or an old one is restored: peers may still send with the retiring one.
+    for round in 0..2 {
+        let outcome = reconciler.run(&plan_of(&permissive(&[(3, Role::Active)]), THREE), now).unwrap();
+        assert_eq!(outcome.findings, [Finding::Unexplained(8)].into(), "round {round}");
+    }
+    reconciler.run(&plan_of(&permissive(&[(3, Role::Active)]), THREE), now + GRACE).unwrap();
+    assert_eq!(reconciler.kernel.ours(), 4 + 2);
+}
+
+#[test]
+fn what_a_rotation_retired_goes_at_once() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let mut reconciler = Reconciler::new(&mut kernel);
+    reconciler.run(&plan_of(&permissive(&[(1, Role::Retiring), (2, Role::Active)]), THREE), now).unwrap();
+    let outcome = reconciler.run(&plan_of(&permissive(&[(2, Role::Active)]), THREE), now).unwrap();
+    assert_eq!((outcome.changed, outcome.findings.len()), (4, 0));
+    assert_eq!(reconciler.kernel.ours(), 4 + 2);
+}

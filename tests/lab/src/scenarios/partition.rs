@@ -85,7 +85,7 @@ fn cut_off(lab: &Lab, ip: &str) -> Result<()> {
     let rules = format!(
         "add table inet {TABLE}\n\
          add chain inet {TABLE} input {{ type filter hook input priority -10; }}\n\
-         add rule inet {TABLE} input ip saddr {ip} tcp dport 6443 drop\n"
+         add rule inet {TABLE} input ip saddr {ip} tcp dport 443 drop\n"
     );
     lab.in_network(&["nft", &rules]).map(drop)
 }
