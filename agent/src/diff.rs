@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use secureoverlay_common::{ring::Role, uid::Uid, wire};
+use secureoverlay_common::{ring::Role, uid::Uid};
 
 use crate::{
     journal::{Entry, Record},
@@ -203,7 +203,7 @@ fn plan_state(
         diff.unavailable.insert(id);
         return;
     }
-    let key = wire::fingerprint(&sa.key);
+    let key = planned.fingerprint;
     let entry = planned_entry(planned, incarnation);
     let adopted = found.is_some_and(|found| {
         let same_cipher = match &found.cipher {
@@ -255,7 +255,7 @@ fn plan_state(
 /// What to remember of an SA of the plan.
 #[must_use]
 pub fn planned_entry(planned: &PlannedSa, incarnation: u32) -> Entry {
-    let (generation, key) = (planned.generation, wire::fingerprint(&planned.sa.key));
+    let (generation, key) = (planned.generation, planned.fingerprint);
     match planned.direction {
         Direction::Out => Entry::Out { generation, incarnation, key },
         Direction::In => Entry::In { generation, id: planned.sa.id, key },

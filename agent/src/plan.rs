@@ -9,7 +9,7 @@ use std::{
 use secureoverlay_common::{
     ring::{Enforcement, Generation, Ring, Role},
     uid::Uid,
-    wire::{Derivation, End},
+    wire::{self, Derivation, End},
 };
 
 use crate::{
@@ -85,6 +85,8 @@ pub struct PlannedSa {
     pub generation: Uid,
     /// Its generation's role.
     pub role: Role,
+    /// [`wire::fingerprint`] of its key, for the journal.
+    pub fingerprint: u64,
 }
 
 /// Two senders with one SPI: a receiver can't tell them apart.
@@ -186,7 +188,9 @@ fn add_states(plan: &mut Plan, senders: &Senders, derivation: &Derivation<'_>, l
         let id = SaId { dst: dst.addr, spi };
         let key = derivation.sa_key(src, dst, spi);
         let sa = Sa { src: src.addr, id, suite: generation.suite, key };
-        let planned = PlannedSa { sa, direction, generation: generation.uid, role: generation.role };
+        let fingerprint = wire::fingerprint(&sa.key);
+        let planned =
+            PlannedSa { sa, direction, generation: generation.uid, role: generation.role, fingerprint };
         plan.states.insert(id, planned);
     }
 }

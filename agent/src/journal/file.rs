@@ -193,6 +193,10 @@ impl Journal {
     /// # Errors
     /// The file can't be written; nothing new is remembered.
     pub fn write(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        if self.place.is_none() {
+            entries.iter().for_each(|entry| self.record.note(entry));
+            return Ok(());
+        }
         let new: Vec<Entry> = entries.iter().filter(|entry| !self.record.knows(entry)).copied().collect();
         if new.is_empty() {
             return Ok(());

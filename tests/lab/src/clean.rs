@@ -42,10 +42,17 @@ pub fn clean(lab: &Lab) -> Result<Vec<String>> {
         }
     }
     for selector in [PODS, MANAGER_PODS] {
-        wait_until("our pods to be gone", Duration::from_secs(90), || {
+        let gone = || {
             let pods = lab.kubectl(&["-n", "kube-system", "get", "pods", "-l", selector, "-o", "name"])?;
             Ok(pods.trim().is_empty().then_some(()))
-        })?;
+        };
+        if wait_until("our pods to be gone", Duration::from_secs(60), gone).is_err() {
+            // What only exists in the API by now, if a kubelet lost sight of it.
+            let force = ["--force", "--grace-period=0"];
+            lab.kubectl(&[&["-n", "kube-system", "delete", "pods", "-l", selector], &force[..]].concat())?;
+            found.push("pods that did not end".into());
+            wait_until("our pods to be gone", Duration::from_secs(30), gone)?;
+        }
     }
     for node in lab.nodes() {
         let cordoned = lab.kubectl_json(&["get", "node", &node.name])?["spec"]["unschedulable"] == true;

@@ -1,6 +1,7 @@
 //! How fast SAs and policies get into a kernel: the agent's code, against the limit and against `ip -batch`.
 
 use std::env;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -20,25 +21,25 @@ pub const SCENARIO: Scenario = Scenario {
 const PEERS: [u64; 3] = [100, 1000, 5000];
 /// The agent's time, at most this many times that of prebuilt messages.
 const LIMIT_RATIO: f64 = 1.5;
+/// How often that is looked at before it counts as too much.
+const ATTEMPTS: usize = 3;
 /// The time of `ip -batch`, at least this many times the agent's.
 const IP_BATCH_RATIO: f64 = 15.0;
 
 fn run(report: &mut Report, profile: Profile) -> Result<()> {
     let bench = product::bench()?;
-    // Other work on this machine only ever adds time: of many short runs the shortest tells most.
+    // Other work on this machine only ever adds time: of many short runs the shortest tells most, and when it hides the
+    // answer, more of them bring it out.
     let rounds = if profile == Profile::Full { "24" } else { "4" };
-    let output = Command::new(env::current_exe().context("finding this program")?)
-        .args(["kernel", "--mem", "2G", "--"])
-        .arg(bench)
-        .args(["all", "--rounds", rounds])
-        .args(["--peers", &PEERS.map(|peers| peers.to_string()).join(",")])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting a guest")?;
-    ensure!(output.status.success(), "the bench failed: {}", output.status);
-    let lines = String::from_utf8(output.stdout).context("the bench's output is no text")?;
-    let runs: Vec<Value> =
-        lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("the bench's output")?;
+    let mut runs = measure(bench.as_path(), &PEERS, rounds)?;
+    let most = PEERS[PEERS.len() - 1];
+    for _ in 1..ATTEMPTS {
+        let seconds = |way| least(&runs, way, most, "load", "seconds");
+        if seconds("ours")? <= LIMIT_RATIO * seconds("limit")? {
+            break;
+        }
+        runs.extend(measure(bench.as_path(), &[most], rounds)?);
+    }
 
     for peers in PEERS {
         for way in ["limit", "ours", "ip"] {
@@ -49,12 +50,12 @@ fn run(report: &mut Report, profile: Profile) -> Result<()> {
             report.figure(&format!("{way}_{peers}_objects_per_s"), per_second.round());
         }
     }
-    let most = PEERS[PEERS.len() - 1];
     let seconds = |way, step| least(&runs, way, most, step, "seconds");
     let (limit, ours, ip) = (seconds("limit", "load")?, seconds("ours", "load")?, seconds("ip", "load")?);
     for (name, value) in [("limit_s", limit), ("ours_s", ours), ("ip_batch_s", ip)] {
         report.figure(name, thousandths(value));
     }
+    report.figure("journal_load_s", thousandths(seconds("ours", "journal_load")?));
     report.figure("first_load_s", thousandths(seconds("ours", "first_load")?));
     for way in ["limit", "ours", "ip"] {
         let cpu = least(&runs, way, most, "load", "cpu_seconds")?;
@@ -85,6 +86,21 @@ fn run(report: &mut Report, profile: Profile) -> Result<()> {
     // The last step's peak is that of the whole life.
     report.figure("rss_mib", thousandths(least(&runs, "ours", most, "retire", "rss_mib")?));
     Ok(())
+}
+
+/// Everything in turn, in a guest.
+fn measure(bench: &Path, peers: &[u64], rounds: &str) -> Result<Vec<Value>> {
+    let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
+    let output = Command::new(env::current_exe().context("finding this program")?)
+        .args(["kernel", "--mem", "2G", "--"])
+        .arg(bench)
+        .args(["all", "--rounds", rounds, "--peers", &peers.join(",")])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting a guest")?;
+    ensure!(output.status.success(), "the bench failed: {}", output.status);
+    let lines = String::from_utf8(output.stdout).context("the bench's output is no text")?;
+    lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("the bench's output")
 }
 
 fn of<'r>(runs: &'r [Value], way: &'r str, peers: u64) -> impl Iterator<Item = &'r Value> {

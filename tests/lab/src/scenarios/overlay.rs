@@ -17,7 +17,8 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The agents.
 pub const AGENTS: &str = "daemonset/ucp-secureoverlay-agent";
-const MANAGER: &str = "deployment/ucp-secureoverlay-mgr";
+/// The manager.
+pub const DEPLOYMENT: &str = "deployment/ucp-secureoverlay-mgr";
 
 /// Which manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +73,12 @@ impl<'a> Overlay<'a> {
 
     /// Sets variables of the manager's environment: it is replaced by and by.
     pub fn set_manager(&self, variables: &[&str]) -> Result<()> {
-        self.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", MANAGER], variables].concat()).map(drop)
+        self.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", DEPLOYMENT], variables].concat()).map(drop)
     }
 
     /// Waits until all pods are of the version last applied, and ready.
     pub fn wait_rolled_out(&self) -> Result<()> {
-        for what in [AGENTS, MANAGER] {
+        for what in [AGENTS, DEPLOYMENT] {
             self.lab.kubectl(&["-n", NAMESPACE, "rollout", "status", what, "--timeout=180s"])?;
         }
         Ok(())
