@@ -14,8 +14,9 @@ use tower::timeout::TimeoutLayer;
 const CONNECT: Duration = Duration::from_secs(5);
 /// For the head of an answer; a watch answers with its head at once.
 const ANSWER: Duration = Duration::from_secs(30);
-/// For the next byte. Longer than the API server keeps an idle watch open (watchers ask for 290 s).
-const READ: Duration = Duration::from_secs(330);
+/// For the next byte. A watch on which nothing happens brings a bookmark every minute; one that brings nothing is dead,
+/// and who depends on it would not know for as long as TCP goes on trying.
+const READ: Duration = Duration::from_secs(100);
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]

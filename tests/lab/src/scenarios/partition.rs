@@ -65,7 +65,13 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
         watched.check_delivered(report);
         watched.check_encrypted(report);
     }
-    rotate_timed::wait_steady(lab)?;
+    let back = Instant::now();
+    until("it to catch up", 2 * PATIENCE, || {
+        let active = Ring::read(lab)?.and_then(|ring| ring.generation("active"));
+        let sends = manager::status(lab, &cut.name, "sends")?;
+        Ok(sends.is_some() && sends.as_ref().and_then(|id| id.as_str()?.parse().ok()) == active)
+    })?;
+    report.figure("caught_up_after_s", back.elapsed().as_secs());
     until("all nodes to be ready", PATIENCE, || lab.wait_ready(Duration::from_secs(5)).map(|()| true))?;
     note("it has caught up: all directions");
     let after = wire::watch_for(&probe, "after it came back", Duration::from_secs(10))?;
