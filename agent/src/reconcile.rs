@@ -57,7 +57,8 @@ pub struct Outcome {
     pub wake_at: Option<Instant>,
     /// Generations whose inbound SAs from every peer of the plan are in the kernel.
     pub receives: BTreeSet<Uid>,
-    /// The generation that every outbound ESP policy in the kernel sends with, with all that are planned in place.
+    /// The generation that every outbound ESP policy in the kernel sends with, with all that are planned in place, those
+    /// aside that a foreign policy keeps out.
     pub sends: Option<Uid>,
     /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
     pub burnt: BTreeMap<Uid, u32>,
@@ -170,7 +171,10 @@ impl<K: Kernel> Reconciler<K> {
         outcome.peers_desired = peers.len();
         outcome.peers_programmed = peers.difference(&troubled).count();
         outcome.receives = receives(plan, &unavailable);
-        outcome.sends = plan.active.filter(|_| pins.by_policy == planned_pins(plan));
+        // Where somebody else's policy is in the place of ours, this node sends with no generation at all.
+        let mut planned = planned_pins(plan);
+        planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
+        outcome.sends = plan.active.filter(|_| pins.by_policy == planned);
         outcome.burnt = self.burnt(plan);
         outcome.spent = self.spent(plan, &actual);
         outcome.journal = Some(self.journal.keeping());
