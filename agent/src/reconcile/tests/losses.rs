@@ -313,3 +313,14 @@ fn what_a_rotation_retired_goes_at_once() {
     assert_eq!((outcome.changed, outcome.findings.len()), (4, 0));
     assert_eq!(reconciler.kernel.ours(), 4 + 2);
 }
+
+#[test]
+fn a_foreign_policy_in_the_place_of_ours_is_no_other_generation() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let plan = plan_of(&permissive(&[(1, Role::Retiring), (2, Role::Active)]), THREE);
+    let taken = *plan.policies.keys().next().unwrap();
+    kernel.add_foreign_policy(taken);
+    let outcome = Reconciler::new(&mut kernel).run(&plan, now).unwrap();
+    assert!(outcome.findings.contains(&Finding::ForeignPolicy(taken)) && !outcome.is_complete());
+    assert_eq!(outcome.sends, Some(uid(202)), "a rotation need not wait for it");
+}
