@@ -9,9 +9,9 @@ use super::probe::Probe;
 use crate::capture::{Capture, Captured, Counts};
 use crate::scenario::Report;
 
-/// Three kernels and a control plane on two cores stop each other for so long now and then, whatever we do: 400 ms were
-/// seen while a pod was started. A packet that did not come at all is not hidden by it: it counts as lost.
-const NOISE: Duration = Duration::from_millis(500);
+/// Three kernels and a control plane on two cores stop each other for so long now and then, whatever we do. A packet that
+/// did not come at all is not hidden by it: it counts as lost.
+const NOISE: Duration = Duration::from_millis(250);
 
 /// Probes, and the frames between nodes meanwhile.
 #[derive(Debug)]
@@ -80,9 +80,9 @@ impl Watched {
         );
     }
 
-    /// The longest silence is not far from that without the event.
+    /// The longest silence is not far from that without the event: not much more than twice as long.
     pub fn check_gap(&self, report: &mut Report, baseline: &Summary) {
-        let limit = baseline.longest_gap_ms * 3 / 2 + NOISE.as_millis() as u64;
+        let limit = 2 * baseline.longest_gap_ms + NOISE.as_millis() as u64;
         let (when, gap) = (&self.when, self.probes.longest_gap_ms);
         report.check(gap <= limit, format!("{when}: longest gap {gap} ms, at most {limit} ms allowed"));
     }
