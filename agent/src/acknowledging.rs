@@ -1,6 +1,13 @@
 //! What this node says of itself, from what it has brought its kernel to.
 
-use secureoverlay_common::{acknowledged::Acknowledgement, ring::Ring, uid::Uid, wire::End};
+use std::collections::BTreeSet;
+
+use secureoverlay_common::{
+    acknowledged::Acknowledgement,
+    ring::{Enforcement, Ring},
+    uid::Uid,
+    wire::End,
+};
 
 use crate::reconcile::Outcome;
 
@@ -25,6 +32,13 @@ pub fn acknowledge(
         burnt: outcome.burnt.clone(),
         spent: outcome.spent.clone(),
         newest,
+        enforcement: match ring {
+            _ if outcome.insists => Enforcement::Enforcing,
+            Some(_) => Enforcement::Permissive,
+            None => Enforcement::Off,
+        },
+        obstacles: BTreeSet::new(),
+        unreachable: BTreeSet::new(),
     }
 }
 
@@ -79,6 +93,9 @@ mod tests {
             burnt: [(uid(201), 4)].into(),
             spent: [uid(201)].into(),
             newest: 9,
+            enforcement: Enforcement::Permissive,
+            obstacles: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
         };
         assert_eq!(said, expected);
         let silent = acknowledge(None, &local, None, 9, &Outcome::default());

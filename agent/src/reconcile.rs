@@ -60,6 +60,8 @@ pub struct Outcome {
     /// The generation that every outbound ESP policy in the kernel sends with, with all that are planned in place, those
     /// aside that a foreign policy keeps out.
     pub sends: Option<Uid>,
+    /// Something of ours in the kernel turns plaintext away.
+    pub insists: bool,
     /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
     pub burnt: BTreeMap<Uid, u32>,
     /// Generations to be replaced: an SA has passed a limit, or two senders have one SPI.
@@ -175,6 +177,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut planned = planned_pins(plan);
         planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
         outcome.sends = plan.active.filter(|_| pins.by_policy == planned);
+        outcome.insists = !pins.insisting.is_empty();
         outcome.burnt = self.burnt(plan);
         outcome.spent = self.spent(plan, &actual);
         outcome.journal = Some(self.journal.keeping());
@@ -267,13 +270,15 @@ struct Pins {
     by_policy: BTreeMap<PolicyId, SaId>,
     /// How many policies pin each.
     counts: BTreeMap<SaId, usize>,
+    /// Those that turn plaintext away.
+    insisting: BTreeSet<PolicyId>,
 }
 
 impl Pins {
     fn of(actual: &Actual) -> Self {
         let mut pins = Self::default();
         for policy in actual.policies.iter().filter(|policy| policy.owner == Owner::Ours) {
-            pins.set(policy.id, policy.action.and_then(|action| pinned(policy.id, action)));
+            pins.set(policy.id, policy.action);
         }
         pins
     }
@@ -281,14 +286,19 @@ impl Pins {
     fn note(&mut self, done: &Op) {
         match done {
             Op::AddPolicy(Policy { id, action }) | Op::UpdatePolicy(Policy { id, action }) => {
-                self.set(*id, pinned(*id, *action));
+                self.set(*id, Some(*action));
             }
             Op::DeletePolicy(id) => self.set(*id, None),
             Op::AddState(_) | Op::DeleteState(_) => {}
         }
     }
 
-    fn set(&mut self, policy: PolicyId, sa: Option<SaId>) {
+    fn set(&mut self, policy: PolicyId, action: Option<Action>) {
+        match action {
+            Some(Action::Block | Action::Esp(None)) => self.insisting.insert(policy),
+            Some(Action::Allow | Action::Esp(Some(_))) | None => self.insisting.remove(&policy),
+        };
+        let sa = action.and_then(|action| pinned(policy, action));
         let before = match sa {
             Some(sa) => self.by_policy.insert(policy, sa),
             None => self.by_policy.remove(&policy),

@@ -184,6 +184,9 @@ mod tests {
             burnt: [].into(),
             spent: [].into(),
             newest: 43,
+            enforcement: Enforcement::Permissive,
+            obstacles: [].into(),
+            unreachable: [].into(),
         }
     }
 

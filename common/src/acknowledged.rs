@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     node::NodeFacts,
-    ring::{Generation, Ring, Role},
+    ring::{Enforcement, Generation, Ring, Role},
     rotation::{Answer, Facts, Incarnations, LAST_ID},
     timed::Since,
     uid::Uid,
@@ -56,6 +56,16 @@ pub struct Acknowledgement {
     /// The highest id of a generation that it has seen in this installation.
     #[serde(default)]
     pub newest: u64,
+    /// How far it insists: enforcing as long as anything in its kernel does, permissive where SAs are there and nothing
+    /// insists.
+    #[serde(default)]
+    pub enforcement: Enforcement,
+    /// Why it would be a lie to insist here, in sentences for people: something lets traffic past the policies.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub obstacles: BTreeSet<String>,
+    /// Peers, by Node UID, that ESP did not reach, or did not come back from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unreachable: BTreeSet<Uid>,
 }
 
 /// What the manager sees in one look.
@@ -258,7 +268,7 @@ fn installed(said: &Acknowledgement, ring: Option<&Ring>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ring::Enforcement, secret::SecretBytes, suite::Suite};
+    use crate::{secret::SecretBytes, suite::Suite};
 
     const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -330,6 +340,9 @@ mod tests {
                 burnt: BTreeMap::new(),
                 spent: BTreeSet::new(),
                 newest: ring.newest(),
+                enforcement: ring.enforcement,
+                obstacles: BTreeSet::new(),
+                unreachable: BTreeSet::new(),
             };
             let said = nodes.iter().map(|node| (node.name.clone(), say(node))).collect();
             let acknowledged = Acknowledged::new(LIMIT);

@@ -69,6 +69,9 @@ fn word(node: usize, ring: &Ring) -> Acknowledgement {
         burnt: BTreeMap::new(),
         spent: BTreeSet::new(),
         newest: ring.newest(),
+        enforcement: ring.enforcement,
+        obstacles: BTreeSet::new(),
+        unreachable: BTreeSet::new(),
     }
 }
 

@@ -96,6 +96,9 @@ fn want(node: u8, receives: &[u8], peers: usize) -> Wanted {
         burnt: [].into(),
         spent: [].into(),
         newest: 1,
+        enforcement: secureoverlay_common::ring::Enforcement::Permissive,
+        obstacles: [].into(),
+        unreachable: [].into(),
     };
     let condition = |kind: &str, holds: bool| {
         let status = if holds { "True" } else { "False" };

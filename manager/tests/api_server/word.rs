@@ -63,6 +63,9 @@ impl<'c> Guest<'c> {
             burnt: Default::default(),
             spent: Default::default(),
             newest: ring.newest(),
+            enforcement: ring.enforcement,
+            obstacles: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
         };
         let agent = Api::<NodeEncryption>::all(self.cluster.as_account(AGENT));
         let patch = Patch::Merge(json!({"status": {"acknowledgement": word}}));
