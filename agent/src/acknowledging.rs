@@ -38,7 +38,7 @@ pub fn acknowledge(
             None => Enforcement::Off,
         },
         obstacles: BTreeSet::new(),
-        unreachable: BTreeSet::new(),
+        unreachable: None,
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
             newest: 9,
             enforcement: Enforcement::Permissive,
             obstacles: BTreeSet::new(),
-            unreachable: BTreeSet::new(),
+            unreachable: None,
         };
         assert_eq!(said, expected);
         let silent = acknowledge(None, &local, None, 9, &Outcome::default());

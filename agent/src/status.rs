@@ -186,7 +186,7 @@ mod tests {
             newest: 43,
             enforcement: Enforcement::Permissive,
             obstacles: [].into(),
-            unreachable: [].into(),
+            unreachable: None,
         }
     }
 

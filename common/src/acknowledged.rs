@@ -63,9 +63,9 @@ pub struct Acknowledgement {
     /// Why it would be a lie to insist here, in sentences for people: something lets traffic past the policies.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub obstacles: BTreeSet<String>,
-    /// Peers, by Node UID, that ESP did not reach, or did not come back from.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub unreachable: BTreeSet<Uid>,
+    /// Peers, by Node UID, that ESP did not reach, or did not come back from; absent until that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreachable: Option<BTreeSet<Uid>>,
 }
 
 /// What the manager sees in one look.
@@ -342,7 +342,7 @@ mod tests {
                 newest: ring.newest(),
                 enforcement: ring.enforcement,
                 obstacles: BTreeSet::new(),
-                unreachable: BTreeSet::new(),
+                unreachable: Some(BTreeSet::new()),
             };
             let said = nodes.iter().map(|node| (node.name.clone(), say(node))).collect();
             let acknowledged = Acknowledged::new(LIMIT);

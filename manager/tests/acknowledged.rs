@@ -71,7 +71,7 @@ fn word(node: usize, ring: &Ring) -> Acknowledgement {
         newest: ring.newest(),
         enforcement: ring.enforcement,
         obstacles: BTreeSet::new(),
-        unreachable: BTreeSet::new(),
+        unreachable: None,
     }
 }
 

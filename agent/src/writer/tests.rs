@@ -98,7 +98,7 @@ fn want(node: u8, receives: &[u8], peers: usize) -> Wanted {
         newest: 1,
         enforcement: secureoverlay_common::ring::Enforcement::Permissive,
         obstacles: [].into(),
-        unreachable: [].into(),
+        unreachable: None,
     };
     let condition = |kind: &str, holds: bool| {
         let status = if holds { "True" } else { "False" };

@@ -65,7 +65,7 @@ impl<'c> Guest<'c> {
             newest: ring.newest(),
             enforcement: ring.enforcement,
             obstacles: BTreeSet::new(),
-            unreachable: BTreeSet::new(),
+            unreachable: None,
         };
         let agent = Api::<NodeEncryption>::all(self.cluster.as_account(AGENT));
         let patch = Patch::Merge(json!({"status": {"acknowledgement": word}}));
