@@ -12,13 +12,14 @@ use secureoverlay_common::{
 use crate::reconcile::Outcome;
 
 /// What a run that applied `ring`, if any, at the node `local` amounts to. `newest` is the highest id of a generation
-/// that was seen in this installation.
+/// that was seen in this installation, `unreachable` whom ESP does not reach.
 #[must_use]
 pub fn acknowledge(
     ring: Option<&Ring>,
     local: &End,
     installation: Option<Uid>,
     newest: u64,
+    unreachable: Option<BTreeSet<Uid>>,
     outcome: &Outcome,
 ) -> Acknowledgement {
     let generations = ring.iter().flat_map(|ring| &ring.generations);
@@ -38,7 +39,7 @@ pub fn acknowledge(
             None => Enforcement::Off,
         },
         obstacles: BTreeSet::new(),
-        unreachable: None,
+        unreachable,
     }
 }
 
@@ -83,7 +84,7 @@ mod tests {
             spent: [uid(201)].into(),
             ..Outcome::default()
         };
-        let said = acknowledge(Some(&ring), &local, Some(uid(77)), 9, &outcome);
+        let said = acknowledge(Some(&ring), &local, Some(uid(77)), 9, Some([uid(3)].into()), &outcome);
         let expected = Acknowledgement {
             node: uid(1),
             boot: uid(101),
@@ -95,10 +96,10 @@ mod tests {
             newest: 9,
             enforcement: Enforcement::Permissive,
             obstacles: BTreeSet::new(),
-            unreachable: None,
+            unreachable: Some([uid(3)].into()),
         };
         assert_eq!(said, expected);
-        let silent = acknowledge(None, &local, None, 9, &Outcome::default());
+        let silent = acknowledge(None, &local, None, 9, None, &Outcome::default());
         assert!(silent.receives.is_empty() && silent.sends.is_none() && silent.newest == 9);
     }
 }

@@ -2,6 +2,7 @@
 //! the kernel to and when comes out.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +20,8 @@ use crate::{
     descent::Descent,
     held::{Content, Held, Installation},
     plan::Stage,
+    probing::{Probes, Verdicts},
+    reach::Reach,
     reconcile::Outcome,
     removal::{Sighting, Verdict, Watched},
     roster::{Peers, Roster, View},
@@ -40,6 +43,8 @@ pub struct Settings {
     pub resync: Duration,
     /// By how much nodes may differ in noticing a removal.
     pub removal_skew: Duration,
+    /// UDP port for probes of whether ESP passes; 0 for none.
+    pub probe_port: u16,
 }
 
 /// Something that happened.
@@ -56,6 +61,8 @@ pub enum Event {
     DaemonSet(Option<Sighting>),
     /// Somebody changed policies, or an SA reached a limit.
     Kernel,
+    /// Whether probes reached peers, or why there are no probes.
+    Probed(Result<Verdicts, String>),
     /// The process is asked to end, and this was found to be the reason.
     Ending(Verdict),
 }
@@ -78,6 +85,8 @@ pub struct Program {
     pub local: End,
     /// The other nodes.
     pub peers: Arc<Peers>,
+    /// UDP port for probes of whether ESP passes; 0 for none.
+    pub probe_port: u16,
 }
 
 /// What to find out when the process is asked to end.
@@ -119,6 +128,10 @@ pub struct Agent {
     applied: Option<Target>,
     /// The highest id of a generation in this installation's rings.
     newest: (Option<Uid>, u64),
+    probes: Option<Probes>,
+    /// Whom ESP is to be tried with, also where the policies for it are not in place yet.
+    tried: BTreeSet<Uid>,
+    verdicts: Result<Verdicts, String>,
 }
 
 impl Agent {
@@ -147,6 +160,9 @@ impl Agent {
             said: None,
             applied: None,
             newest: (None, 0),
+            probes: None,
+            tried: BTreeSet::new(),
+            verdicts: Ok(Verdicts::new()),
         }
     }
 
@@ -163,6 +179,14 @@ impl Agent {
             Event::DaemonSet(sighting) => self.see_daemon_set(sighting),
             Event::Kernel => {
                 self.look_at = earliest(self.look_at, Some(now + KERNEL_PAUSE));
+                return;
+            }
+            Event::Probed(verdicts) => {
+                // What was on its way when the probing ended says nothing about the next time.
+                if self.probes.is_some() {
+                    self.verdicts = verdicts;
+                    self.tell_reach();
+                }
                 return;
             }
             Event::Ending(verdict) => {
@@ -253,6 +277,7 @@ impl Agent {
             descent.applied(target.stage, complete, now);
         }
         if let Some(outcome) = outcome {
+            self.plan_probes(&target, outcome);
             self.acknowledge(&target, outcome);
             self.applied = Some(target.clone());
         }
@@ -280,7 +305,47 @@ impl Agent {
         let newest = ring.map_or(0, Ring::newest);
         let (of, seen) = self.newest;
         self.newest = (installation, if of == installation { newest.max(seen) } else { newest });
-        self.said = local.map(|local| acknowledge(ring, &local, installation, self.newest.1, outcome));
+        let unreachable = self.reach().told();
+        self.said =
+            local.map(|local| acknowledge(ring, &local, installation, self.newest.1, unreachable, outcome));
+    }
+
+    /// Probes go where a run has made the policies for them. What was known when there was nothing to be probed is
+    /// found out afresh.
+    fn plan_probes(&mut self, target: &Target, outcome: &Outcome) {
+        self.probes = None;
+        self.tried.clear();
+        if let Some(program) = target.content.as_ref().filter(|_| !outcome.probes.is_empty()) {
+            let of = |addr| Some(program.peers.get(addr)?.end.node);
+            self.tried = outcome.probes.keys().filter_map(of).collect();
+            let ready = outcome.probes.iter().filter(|(_, ready)| **ready);
+            self.probes = Some(Probes {
+                local: program.local.addr,
+                port: program.probe_port,
+                peers: ready.filter_map(|(addr, _)| Some((*addr, of(addr)?))).collect(),
+            });
+        } else {
+            self.verdicts = Ok(Verdicts::new());
+        }
+    }
+
+    fn tell_reach(&mut self) {
+        let unreachable = self.reach().told();
+        if let Some(said) = &mut self.said {
+            said.unreachable = unreachable;
+        }
+    }
+
+    /// Whom to probe now.
+    #[must_use]
+    pub const fn probes(&self) -> Option<&Probes> {
+        self.probes.as_ref()
+    }
+
+    /// Whom ESP reaches.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach::new(&self.tried, &self.verdicts)
     }
 
     /// What the kernel was last brought to, or as near to it as was possible.
@@ -365,7 +430,8 @@ impl Agent {
             // The peers do the same at this moment; they wait for nothing either.
             return Some(Target { stage: Stage::Gone, content: None });
         }
-        let program = Program { ring: ring?, local: self.view.local?, peers: self.peers.clone() };
+        let (local, peers, probe_port) = (self.view.local?, self.peers.clone(), self.settings.probe_port);
+        let program = Program { ring: ring?, local, peers, probe_port };
         self.on = Some(program.clone());
         Some(Target { stage: Stage::Normal, content: Some(program) })
     }

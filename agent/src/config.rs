@@ -70,6 +70,10 @@ pub struct Node {
     /// the loopback is open to whoever reaches the node
     #[arg(long, env = "SECUREOVERLAY_LISTEN", default_value = "127.0.0.1:9467", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
+    /// UDP port of this node's tunnel address at which nodes probe whether ESP passes between them, the same on all;
+    /// 0 switches probing off
+    #[arg(long, env = "SECUREOVERLAY_PROBE_PORT", default_value_t = 9468, value_name = "PORT")]
+    pub probe_port: u16,
 }
 
 /// Times.
@@ -91,9 +95,12 @@ pub struct Timing {
     pub removal_skew: Duration,
 }
 
-impl From<Timing> for Settings {
-    fn from(timing: Timing) -> Self {
-        Self { debounce: timing.reconcile_debounce, resync: timing.resync, removal_skew: timing.removal_skew }
+impl Config {
+    /// What the decisions depend on.
+    #[must_use]
+    pub const fn settings(&self) -> Settings {
+        let Timing { reconcile_debounce: debounce, resync, removal_skew } = self.timing;
+        Settings { debounce, resync, removal_skew, probe_port: self.node.probe_port }
     }
 }
 
@@ -138,5 +145,6 @@ mod tests {
         let config = Config::parse_from(["agent", "--node-name", "a"]);
         assert!(config.node.listen.ip().is_loopback() && config.command.is_none());
         assert_eq!(config.timing.removal_skew, Duration::from_secs(4));
+        assert_eq!(config.settings().probe_port, 9468);
     }
 }

@@ -11,10 +11,7 @@ use secureoverlay_common::{ring::Role, uid::Uid};
 use crate::{
     journal::{Entry, Record},
     plan::{Plan, PlannedSa, Sender, Standing},
-    xfrm::{
-        Action, Actual, ActualPolicy, ActualSa, Direction, IPPROTO_IPIP, Net, Op, Owner, Policy, PolicyId,
-        SaId,
-    },
+    xfrm::{Action, Actual, ActualPolicy, ActualSa, Direction, Op, Owner, Policy, PolicyId, SaId},
 };
 
 /// How long SAs that no ring explains stay, once there is a generation to send with. Nodes that have not read the new
@@ -78,10 +75,7 @@ impl fmt::Display for Finding {
                  rotate the keys"
             ),
             Self::ForeignPolicy(id) => {
-                write!(
-                    f,
-                    "a policy that is not ours has the selector {id} protocol 4: it is left alone; remove it"
-                )
+                write!(f, "a policy that is not ours has the selector {id}: it is left alone; remove it")
             }
             Self::LostOutbound(id) => write!(
                 f,
@@ -144,10 +138,14 @@ pub fn diff(
     let policies: BTreeMap<PolicyId, &ActualPolicy> = actual
         .policies
         .iter()
-        .filter(|policy| policy.protocol == IPPROTO_IPIP)
+        .filter(|policy| policy.protocol == policy.id.traffic.protocol())
         .map(|policy| (policy.id, policy))
         .collect();
-    let known = Known { states: &states, policies: &policies, record, whole: whole || memory.looked };
+    let pinned = policies.values().filter(|policy| policy.owner == Owner::Ours).filter_map(|policy| {
+        let Some(Action::Esp(Some(spi))) = policy.action else { return None };
+        Some(SaId { dst: policy.id.dst.addr, spi })
+    });
+    let known = Known { states: &states, pinned: pinned.collect(), record, whole: whole || memory.looked };
     let mut burnt = BTreeMap::new();
     for planned in plan.states.values() {
         plan_state(&mut diff, planned, plan, &known, &mut burnt);
@@ -180,7 +178,8 @@ pub fn diff(
 /// What there is to know of the kernel.
 struct Known<'k> {
     states: &'k BTreeMap<SaId, &'k ActualSa>,
-    policies: &'k BTreeMap<PolicyId, &'k ActualPolicy>,
+    /// What policies of ours send with.
+    pinned: BTreeSet<SaId>,
     record: &'k Record,
     /// What is not in the record was never in the kernel.
     whole: bool,
@@ -223,11 +222,7 @@ fn plan_state(
     let burns = role != Role::Retiring;
     if outbound {
         // A policy of ours that pins a missing SA shows that it was there, perhaps before this agent was.
-        let out = PolicyId { direction: Direction::Out, src: Net::host(sa.src), dst: Net::host(id.dst) };
-        let pinned = known.policies.get(&out).is_some_and(|policy| {
-            policy.owner == Owner::Ours && policy.action == Some(Action::Esp(Some(id.spi)))
-        });
-        let evident = found.is_none() && pinned && !known.whole;
+        let evident = found.is_none() && known.pinned.contains(&id) && !known.whole;
         if evident {
             diff.entries.push(entry);
         }
@@ -302,7 +297,7 @@ fn remove_policies(diff: &mut Diff, plan: &Plan, policies: &BTreeMap<PolicyId, &
         let class = match (found.action, found.id.direction) {
             (Some(Action::Block), _) => Diff::NO_BLOCKS,
             (_, Direction::In) => Diff::NO_IN_POLICIES,
-            (_, Direction::Out) if plan.sender == Sender::AsBefore => continue,
+            (_, Direction::Out) if plan.sender == Sender::AsBefore && !found.id.is_probe() => continue,
             (_, Direction::Out) => Diff::NO_OUT_POLICIES,
         };
         diff.classes[class].push(Op::DeletePolicy(found.id));

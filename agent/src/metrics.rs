@@ -88,6 +88,8 @@ pub struct Metrics {
     burnt: Gauge,
     spent: Gauge,
     journal: Family<KeepingLabel, Gauge>,
+    esp_unreachable: Gauge,
+    probes_ignored: Counter,
     acknowledgements: Family<ResultLabel, Counter>,
     ages: Ages,
 }
@@ -122,6 +124,8 @@ impl Metrics {
             burnt: Gauge::default(),
             spent: Gauge::default(),
             journal: Family::default(),
+            esp_unreachable: Gauge::default(),
+            probes_ignored: Counter::default(),
             acknowledgements: Family::default(),
             ages: Ages::default(),
         };
@@ -167,6 +171,16 @@ impl Metrics {
             "spent_generations",
             "Generations that this node wants replaced: an SA is past a limit, or two nodes have one SPI",
             &self.spent,
+        );
+        gauge(
+            "esp_unreachable_peers",
+            "Peers that ESP probes got no answer from; 0 also while nothing is probed",
+            &self.esp_unreachable,
+        );
+        registry.register(
+            "probes_ignored",
+            "Packets at the probe port that were malformed, from nobody known, or an answer to nothing",
+            self.probes_ignored.clone(),
         );
         registry.register("lost_states", "SAs that somebody else took out of the kernel", self.lost.clone());
         registry.register("journal", "1 for how used keys are remembered", self.journal.clone());
@@ -271,6 +285,22 @@ impl Metrics {
                 self.mtu_limit.get_or_create(&RuleLabel { rule }).set(limit.into());
             }
         }
+    }
+
+    /// Shows how many peers ESP does not reach.
+    pub fn esp_unreachable(&self, count: usize) {
+        self.esp_unreachable.set(gauge(count));
+    }
+
+    /// Counts a packet at the probe port that is no probe of a peer's.
+    pub fn probe_ignored(&self) {
+        self.probes_ignored.inc();
+    }
+
+    /// How many such packets there were.
+    #[cfg(test)]
+    pub fn probes_ignored(&self) -> u64 {
+        self.probes_ignored.get()
     }
 
     /// Counts a failure to watch `watch`.

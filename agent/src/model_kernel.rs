@@ -62,8 +62,9 @@ impl ModelKernel {
 
     /// Somebody else adds a policy.
     pub fn add_foreign_policy(&mut self, id: PolicyId) {
+        let protocol = id.traffic.protocol();
         let policy =
-            ActualPolicy { id, index: 8, priority: 1, protocol: 4, owner: Owner::Foreign, action: None };
+            ActualPolicy { id, index: 8, priority: 1, protocol, owner: Owner::Foreign, action: None };
         self.policies.insert(id, policy);
     }
 
@@ -151,21 +152,21 @@ impl ModelKernel {
             id: policy.id,
             index: 0,
             priority: policy.action.priority(),
-            protocol: 4,
+            protocol: policy.id.traffic.protocol(),
             owner: Owner::Ours,
             action: Some(policy.action),
         };
         self.policies.insert(policy.id, actual);
     }
 
-    /// Whether a policy lets `direction` traffic between two hosts through without ESP.
+    /// Whether the policies let what `id` selects between two hosts through without ESP.
     #[must_use]
     pub fn clear(&self, id: &PolicyId) -> bool {
         let covers = |net: Net, addr: Net| net.prefix == 0 || net == addr;
         let best = self
             .policies
             .values()
-            .filter(|policy| policy.id.direction == id.direction)
+            .filter(|policy| (policy.id.direction, policy.id.traffic) == (id.direction, id.traffic))
             .filter(|policy| covers(policy.id.src, id.src) && covers(policy.id.dst, id.dst))
             .min_by_key(|policy| policy.priority);
         best.is_none_or(|policy| policy.action == Some(Action::Allow))

@@ -171,7 +171,7 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
         }
         let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
         for (direction, src) in [(Direction::In, anywhere), (Direction::Out, Net::host(local.addr))] {
-            plan.policies.insert(PolicyId { direction, src, dst: anywhere }, Action::Block);
+            plan.policies.insert(PolicyId::tunnel(direction, src, anywhere), Action::Block);
         }
     }
     plan
@@ -198,8 +198,8 @@ fn add_states(plan: &mut Plan, senders: &Senders, derivation: &Derivation<'_>, l
 fn pair(direction: Direction, local: &End, peer: &End) -> PolicyId {
     let (local, peer) = (Net::host(local.addr), Net::host(peer.addr));
     match direction {
-        Direction::In => PolicyId { direction, src: peer, dst: local },
-        Direction::Out => PolicyId { direction, src: local, dst: peer },
+        Direction::In => PolicyId::tunnel(direction, peer, local),
+        Direction::Out => PolicyId::tunnel(direction, local, peer),
     }
 }
 

@@ -66,6 +66,9 @@ pub struct Outcome {
     pub burnt: BTreeMap<Uid, u32>,
     /// Generations to be replaced: an SA has passed a limit, or two senders have one SPI.
     pub spent: BTreeSet<Uid>,
+    /// Peers that the plan has probe policies for, and whether those are in the kernel; those aside where somebody else's
+    /// policy is in the place.
+    pub probes: BTreeMap<IpAddr, bool>,
     /// SAs that somebody else took away since the run before.
     pub lost: usize,
     /// How the journal is kept.
@@ -163,8 +166,7 @@ impl<K: Kernel> Reconciler<K> {
             match finding {
                 Finding::ForeignState(id) | Finding::LostOutbound(id) => troubled.extend(peer_of(plan, *id)),
                 Finding::ForeignPolicy(id) => {
-                    let peer = if id.direction == Direction::Out { id.dst } else { id.src };
-                    troubled.insert(peer.addr);
+                    troubled.insert(far_end(*id));
                 }
                 Finding::Unexplained(_) | Finding::LostInbound(_) | Finding::Journal(_) => {}
             }
@@ -176,7 +178,8 @@ impl<K: Kernel> Reconciler<K> {
         // Where somebody else's policy is in the place of ours, this node sends with no generation at all.
         let mut planned = planned_pins(plan);
         planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
-        outcome.sends = plan.active.filter(|_| pins.by_policy == planned);
+        outcome.sends = plan.active.filter(|_| sending(&pins.by_policy).eq(sending(&planned)));
+        outcome.probes = probes(plan, &pins, &outcome.findings);
         outcome.insists = !pins.insisting.is_empty();
         outcome.burnt = self.burnt(plan);
         outcome.spent = self.spent(plan, &actual);
@@ -264,6 +267,30 @@ fn planned_pins(plan: &Plan) -> BTreeMap<PolicyId, SaId> {
     plan.policies.iter().filter_map(|(id, action)| Some((*id, pinned(*id, *action)?))).collect()
 }
 
+/// Those that send with something else than probes.
+fn sending(pins: &BTreeMap<PolicyId, SaId>) -> impl Iterator<Item = (&PolicyId, &SaId)> {
+    pins.iter().filter(|(id, _)| !id.is_probe())
+}
+
+fn probes(plan: &Plan, pins: &Pins, findings: &BTreeSet<Finding>) -> BTreeMap<IpAddr, bool> {
+    let mut probes = BTreeMap::new();
+    for (id, action) in plan.policies.iter().filter(|(id, _)| id.is_probe()) {
+        let there = match pinned(*id, *action) {
+            Some(sa) => pins.by_policy.get(id) == Some(&sa),
+            None => pins.receiving.contains(id),
+        };
+        *probes.entry(far_end(*id)).or_insert(true) &= there;
+    }
+    for finding in findings {
+        if let Finding::ForeignPolicy(id) = finding
+            && id.is_probe()
+        {
+            probes.remove(&far_end(*id));
+        }
+    }
+    probes
+}
+
 /// The outbound SAs that the policies in the kernel send with.
 #[derive(Default)]
 struct Pins {
@@ -272,6 +299,8 @@ struct Pins {
     counts: BTreeMap<SaId, usize>,
     /// Those that turn plaintext away.
     insisting: BTreeSet<PolicyId>,
+    /// Those that turn probes in the clear away.
+    receiving: BTreeSet<PolicyId>,
 }
 
 impl Pins {
@@ -294,9 +323,10 @@ impl Pins {
     }
 
     fn set(&mut self, policy: PolicyId, action: Option<Action>) {
+        let insisting = if policy.is_probe() { &mut self.receiving } else { &mut self.insisting };
         match action {
-            Some(Action::Block | Action::Esp(None)) => self.insisting.insert(policy),
-            Some(Action::Allow | Action::Esp(Some(_))) | None => self.insisting.remove(&policy),
+            Some(Action::Block | Action::Esp(None)) => insisting.insert(policy),
+            Some(Action::Allow | Action::Esp(Some(_))) | None => insisting.remove(&policy),
         };
         let sa = action.and_then(|action| pinned(policy, action));
         let before = match sa {
@@ -328,11 +358,16 @@ fn remote(plan: &Plan, op: &Op) -> Option<IpAddr> {
     match op {
         Op::AddState(sa) => peer_of(plan, sa.id),
         Op::DeleteState(id) => peer_of(plan, *id),
-        Op::AddPolicy(policy) | Op::UpdatePolicy(policy) => Some(match policy.id.direction {
-            Direction::In => policy.id.src.addr,
-            Direction::Out => policy.id.dst.addr,
-        }),
+        Op::AddPolicy(policy) | Op::UpdatePolicy(policy) => Some(far_end(policy.id)),
         Op::DeletePolicy(_) => None,
+    }
+}
+
+/// The peer's side of a policy for one.
+const fn far_end(id: PolicyId) -> IpAddr {
+    match id.direction {
+        Direction::In => id.src.addr,
+        Direction::Out => id.dst.addr,
     }
 }
 

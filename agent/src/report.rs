@@ -13,6 +13,7 @@ use crate::{
     metrics::Metrics,
     mtu::{self, Finding},
     plan::Stage,
+    reach::Reach,
     status::{Seen, Wanted, wanted},
     worker::Attempted,
 };
@@ -37,6 +38,7 @@ pub struct Reporter {
     facts: mtu::Facts,
     mtu: Option<Finding>,
     mtu_failure: Option<String>,
+    reach: Reach,
     late: bool,
 }
 
@@ -64,6 +66,7 @@ impl Reporter {
             facts: mtu::Facts::default(),
             mtu: None,
             mtu_failure: None,
+            reach: Reach::default(),
             late: false,
         }
     }
@@ -220,6 +223,24 @@ impl Reporter {
         self.mtu = finding;
     }
 
+    /// Says whom ESP does not reach, and when it does again.
+    pub fn reach(&mut self, agent: &Agent) {
+        let reach = agent.reach();
+        if reach == self.reach {
+            return;
+        }
+        let before = std::mem::replace(&mut self.reach, reach);
+        self.metrics.esp_unreachable(self.reach.unreachable().map_or(0, BTreeSet::len));
+        let content = agent.applied().and_then(|target| target.content.as_ref());
+        match (content.and_then(|program| self.reach.problem(&program.peers)), &self.reach) {
+            (Some(problem), _) => tracing::warn!("{problem}"),
+            (None, Reach::Known(_)) if before != Reach::Known(BTreeSet::new()) => {
+                tracing::info!("ESP passes to every probed peer and back");
+            }
+            _ => {}
+        }
+    }
+
     /// Says when the manager lets a rotation wait for too long.
     pub fn look_at_clock(&mut self, now: Timestamp) {
         let Some(ring) = &self.known else { return };
@@ -245,6 +266,7 @@ impl Reporter {
             ring_problem: self.ring_problem.as_deref(),
             peers: self.peers.unwrap_or_default(),
             mtu: self.mtu.as_ref(),
+            reach: &self.reach,
             kernel: self.findings.first().map(String::as_str),
             nodes: match agent.view() {
                 Some(view) if view.excluded => Some(EXCLUDED),

@@ -29,7 +29,8 @@ use crate::{
     kernel::{Events, XfrmSocket},
     lock::Lock,
     metrics::Metrics,
-    nodes,
+    nodes, probe_socket,
+    probing::Probes,
     reconcile::Limits,
     removal::Verdict,
     report::Reporter,
@@ -58,6 +59,7 @@ const QUEUE: usize = 1024;
 /// # Errors
 /// It can't start, or a part of it died.
 pub async fn run(config: Config) -> Result<()> {
+    let settings = config.settings();
     let Some(name) = config.node.node_name.filter(|name| !name.is_empty()) else {
         bail!(
             "the name of this node is not known: set MY_NODE_NAME from spec.nodeName in the pod, or use --node-name"
@@ -83,13 +85,16 @@ pub async fn run(config: Config) -> Result<()> {
     let journal = open_journal(&config.node.journal_dir, boot);
     let (targets, news) = start_worker(journal, config.limits.into())?;
     let (wanted, to_write) = watch::channel(None);
+    let (probes, to_probe) = watch::channel(None);
+    tokio::spawn(probe_socket::probe(to_probe, events.clone(), metrics.clone()));
     tokio::spawn(writer::write(client.clone(), name.clone(), to_write, metrics.clone()));
     let shell = Shell {
-        agent: Agent::new(name.clone(), boot, config.timing.into()),
+        agent: Agent::new(name.clone(), boot, settings),
         reporter: Reporter::new(&health, metrics),
         targets,
         kernel_changed: listen_to_kernel()?,
         wanted,
+        probes,
     };
     let beat = health.heartbeat("loop", HUNG);
     let asker = Api { client, anonymous: daemon_set::anonymous(), node: name };
@@ -230,6 +235,8 @@ pub struct Shell {
     pub kernel_changed: Arc<Notify>,
     /// To the task that writes this node's NodeEncryption.
     pub wanted: watch::Sender<Option<Wanted>>,
+    /// To the task that probes whether ESP passes.
+    pub probes: watch::Sender<Option<Probes>>,
 }
 
 impl Shell {
@@ -317,13 +324,10 @@ impl Shell {
         Ok(())
     }
 
-    fn tell(&self) {
-        let wanted = self.reporter.wanted(&self.agent);
-        self.wanted.send_if_modified(|known| {
-            let modified = *known != wanted;
-            *known = wanted;
-            modified
-        });
+    fn tell(&mut self) {
+        self.reporter.reach(&self.agent);
+        pass_on(&self.wanted, self.reporter.wanted(&self.agent));
+        pass_on(&self.probes, self.agent.probes().cloned());
     }
 
     fn hear(&mut self, news: News) {
@@ -336,6 +340,15 @@ impl Shell {
             }
         }
     }
+}
+
+/// Shows `now` to whoever listens, if it is new.
+fn pass_on<T: PartialEq>(to: &watch::Sender<T>, now: T) {
+    to.send_if_modified(|known| {
+        let modified = *known != now;
+        *known = now;
+        modified
+    });
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use secureoverlay_common::{
 };
 use secureoverlay_daemon::node_encryption::NodeEncryptionStatus;
 
-use crate::{agent::Target, mtu::Finding, plan::Stage};
+use crate::{agent::Target, mtu::Finding, plan::Stage, reach::Reach, roster::Peers};
 
 /// Characters of a message; the rest is in the log.
 const MESSAGE: usize = 500;
@@ -41,6 +41,8 @@ pub struct Seen<'s> {
     pub peers: (usize, usize),
     /// The tunnel's MTU.
     pub mtu: Option<&'s Finding>,
+    /// Whom ESP reaches.
+    pub reach: &'s Reach,
     /// What is wrong in the kernel, if anything.
     pub kernel: Option<&'s str>,
     /// What is wrong with Nodes, or that this one is excluded.
@@ -61,7 +63,10 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
     };
     let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
-    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).unwrap_or(WELL);
+    let reach_problem = reach_problem(seen);
+    let problems =
+        [seen.ring_problem, seen.kernel, seen.nodes, reach_problem.as_deref(), mtu_problem.as_deref()];
+    let message = problems.into_iter().flatten().next().unwrap_or(WELL);
     let status = NodeEncryptionStatus {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
@@ -79,7 +84,7 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         next_rotation: ring.and_then(|ring| ring.next_rotation),
         message: short(message),
         awaited: None,
-        conditions: conditions(seen, mtu_problem.as_deref()),
+        conditions: conditions(seen, mtu_problem.as_deref(), reach_problem.as_deref()),
         heartbeat: None,
     };
     Wanted { node: said.node, peers: seen.peers.1, status }
@@ -93,7 +98,13 @@ const fn name(enforcement: Enforcement) -> &'static str {
     }
 }
 
-fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
+fn reach_problem(seen: &Seen<'_>) -> Option<String> {
+    let none = Peers::new();
+    let program = seen.applied.and_then(|target| target.content.as_ref());
+    seen.reach.problem(program.map_or(&none, |program| &program.peers))
+}
+
+fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>, reach_problem: Option<&str>) -> Vec<Condition> {
     let has_ring = seen.applied.is_some_and(|target| target.content.is_some());
     let keys = match seen.ring_problem {
         Some(problem) => condition("KeysValid", "False", "RingDoesNotCount", problem),
@@ -117,12 +128,26 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
         (false, Some(problem)) => condition("PeersProgrammed", "False", "PeersMissing", problem),
         (false, None) => condition("PeersProgrammed", "False", "PeersMissing", &missing),
     };
+    let esp = match (seen.reach, reach_problem) {
+        (_, Some(problem)) => condition("EspReachable", "False", "NoAnswer", problem),
+        (Reach::Known(_), None) => {
+            condition("EspReachable", "True", "AllAnswered", "ESP passes to every probed peer and back")
+        }
+        (Reach::Trying, None) => {
+            condition("EspReachable", "Unknown", "Trying", "not every peer was tried yet")
+        }
+        (Reach::Unable(why), None) => condition("EspReachable", "Unknown", "CannotProbe", why),
+        (Reach::NotProbed, None) => {
+            let why = "nothing to prove: no keys, no peers, everybody enforces, or probing is off";
+            condition("EspReachable", "Unknown", "NotProbed", why)
+        }
+    };
     let failing = [&keys, &peers].into_iter().find(|condition| condition.status != "True");
     let ready = match failing {
         None => condition("Ready", "True", "Encrypting", WELL),
         Some(cause) => condition("Ready", "False", &cause.reason, &cause.message),
     };
-    vec![ready, keys, mtu, peers]
+    vec![ready, keys, mtu, peers, esp]
 }
 
 /// Its time is filled in by whoever writes it, and knows what was written before.
@@ -171,7 +196,7 @@ mod tests {
         );
         let ring = Arc::new(Ring::parse(ring.as_bytes()).unwrap());
         let local = End { addr: [192, 0, 2, 1].into(), node: uid(1), boot: uid(101) };
-        Target { stage, content: Some(Program { ring, local, peers: Arc::default() }) }
+        Target { stage, content: Some(Program { ring, local, peers: Arc::default(), probe_port: 0 }) }
     }
 
     fn said() -> Acknowledgement {
@@ -205,12 +230,14 @@ mod tests {
     #[test]
     fn a_healthy_node_tells_its_story_in_one_line() {
         let (said, target, mtu) = (said(), target(Stage::Normal), mtu(1440));
+        let reach = Reach::Known([].into());
         let seen = Seen {
             said: &said,
             applied: Some(&target),
             ring_problem: None,
             peers: (42, 42),
             mtu: Some(&mtu),
+            reach: &reach,
             kernel: None,
             nodes: None,
         };
@@ -225,7 +252,8 @@ mod tests {
                 ("Ready", "True", "Encrypting"),
                 ("KeysValid", "True", "RingApplied"),
                 ("MtuValid", "True", "TunnelFits"),
-                ("PeersProgrammed", "True", "AllProgrammed")
+                ("PeersProgrammed", "True", "AllProgrammed"),
+                ("EspReachable", "True", "AllAnswered")
             ]
         );
         assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
@@ -237,12 +265,14 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let (said, target, mtu) = (said(), target(Stage::Normal), mtu(1480));
+        let reach = Reach::NotProbed;
         let seen = Seen {
             said: &Acknowledgement { sends: None, ..said.clone() },
             applied: Some(&target),
             ring_problem: None,
             peers: (41, 42),
             mtu: Some(&mtu),
+            reach: &reach,
             kernel: None,
             nodes: None,
         };
@@ -252,7 +282,11 @@ mod tests {
         assert_eq!(states(&status)[0], ("Ready", "False", "PeersMissing"));
         assert_eq!(
             states(&status)[2..],
-            [("MtuValid", "False", "TunnelTooLarge"), ("PeersProgrammed", "False", "PeersMissing")]
+            [
+                ("MtuValid", "False", "TunnelTooLarge"),
+                ("PeersProgrammed", "False", "PeersMissing"),
+                ("EspReachable", "Unknown", "NotProbed")
+            ]
         );
         assert_eq!(status.conditions[3].message, "1 of 42 peers lack an SA or a policy");
         let long = "x".repeat(3 * MESSAGE);

@@ -13,6 +13,7 @@ use crate::{
     kernel::{Kernel, KernelError, LinkSocket},
     mtu,
     plan::{self, Plan, Sender, SpiCollision, Stage},
+    probe_plan,
     reconcile::{Limits, Outcome, Reconciler},
 };
 
@@ -117,7 +118,11 @@ pub fn work<K: Kernel>(
 #[must_use]
 pub fn make_plan(target: &Target) -> Plan {
     match &target.content {
-        Some(Program { ring, local, peers }) => plan::desired(ring, local, peers, target.stage),
+        Some(program) => {
+            let mut plan = plan::desired(&program.ring, &program.local, &program.peers, target.stage);
+            probe_plan::add(&mut plan, program, target.stage);
+            plan
+        }
         None => {
             let sender = match target.stage {
                 Stage::Normal | Stage::Optional => Sender::AsBefore,

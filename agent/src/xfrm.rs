@@ -16,6 +16,8 @@ pub const PRIORITY_BLOCK: u32 = 0x5ec0_0b10;
 pub const REPLAY_WINDOW: u32 = 4096;
 /// IP-in-IP, the protocol of Calico's tunnels (RFC 2003).
 pub const IPPROTO_IPIP: u8 = 4;
+/// UDP (RFC 768), the protocol of probes.
+pub const IPPROTO_UDP: u8 = 17;
 
 /// What makes an ESP SA unique in a kernel (RFC 4301, section 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,7 +108,27 @@ impl fmt::Display for Net {
     }
 }
 
-/// What makes a policy unique in a kernel: direction and selector, for protocol 4 without mark or interface.
+/// The traffic between its two networks that a policy selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Traffic {
+    /// The tunnel: protocol 4.
+    Tunnel,
+    /// Probes of whether ESP passes: UDP from this port to the same.
+    Probe(u16),
+}
+
+impl Traffic {
+    /// The IP protocol.
+    #[must_use]
+    pub const fn protocol(self) -> u8 {
+        match self {
+            Self::Tunnel => IPPROTO_IPIP,
+            Self::Probe(_) => IPPROTO_UDP,
+        }
+    }
+}
+
+/// What makes a policy unique in a kernel: direction and selector, without mark or interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId {
     /// In or out; we install no forward policies.
@@ -115,6 +137,28 @@ pub struct PolicyId {
     pub src: Net,
     /// Destination selector.
     pub dst: Net,
+    /// What it selects of the traffic between the two.
+    pub traffic: Traffic,
+}
+
+impl PolicyId {
+    /// A policy for the tunnel's packets.
+    #[must_use]
+    pub const fn tunnel(direction: Direction, src: Net, dst: Net) -> Self {
+        Self { direction, src, dst, traffic: Traffic::Tunnel }
+    }
+
+    /// A policy for probes between two nodes.
+    #[must_use]
+    pub const fn probe(direction: Direction, src: IpAddr, dst: IpAddr, port: u16) -> Self {
+        Self { direction, src: Net::host(src), dst: Net::host(dst), traffic: Traffic::Probe(port) }
+    }
+
+    /// It selects nothing but probes.
+    #[must_use]
+    pub const fn is_probe(&self) -> bool {
+        matches!(self.traffic, Traffic::Probe(_))
+    }
 }
 
 impl fmt::Display for PolicyId {
@@ -123,7 +167,11 @@ impl fmt::Display for PolicyId {
             Direction::In => "in",
             Direction::Out => "out",
         };
-        write!(f, "{direction} {} → {}", self.src, self.dst)
+        write!(f, "{direction} {} → {} ", self.src, self.dst)?;
+        match self.traffic {
+            Traffic::Tunnel => f.write_str("protocol 4"),
+            Traffic::Probe(port) => write!(f, "UDP port {port}"),
+        }
     }
 }
 
@@ -151,7 +199,7 @@ impl Action {
     }
 }
 
-/// A policy of ours for protocol 4.
+/// A policy of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Policy {
     /// Direction and selector.

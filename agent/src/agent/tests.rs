@@ -25,7 +25,8 @@ fn uid(n: u8) -> Uid {
 const SET: u8 = 77;
 
 fn settings() -> Settings {
-    Settings { debounce: Duration::from_millis(100), resync: Duration::from_secs(60), removal_skew: SKEW }
+    let (debounce, resync) = (Duration::from_millis(100), Duration::from_secs(60));
+    Settings { debounce, resync, removal_skew: SKEW, probe_port: 0 }
 }
 
 fn document(revision: u64, enforcement: Enforcement, generations: &[u8]) -> Vec<u8> {
@@ -454,4 +455,53 @@ fn an_excluded_node_says_that_it_does_nothing() {
     run.tell(Event::NodeApplied(node(1)));
     run.pass(SECOND);
     assert_eq!(run.agent.acknowledgement().unwrap().burnt, [(uid(201), 0)].into());
+}
+
+#[test]
+fn whom_esp_reaches_is_told_when_all_have_been_tried_and_anew_after_a_pause() {
+    let mut kernel = ModelKernel::default();
+    let mut run = Run::new(&mut kernel);
+    run.agent.settings.probe_port = 9468;
+    let staged = |revision, enforcement| {
+        let text = String::from_utf8(document(revision, enforcement, &[1])).unwrap();
+        shown(text.replace("role: active", "role: staged").into_bytes())
+    };
+    let told = |run: &Run<'_>| run.agent.acknowledgement().unwrap().unreachable.clone();
+    let verdicts = |all: &[(u8, bool)]| Event::Probed(Ok(all.iter().map(|&(n, it)| (uid(n), it)).collect()));
+    for event in [present(), nodes(), shown(document(1, Enforcement::Off, &[]))] {
+        run.tell(event);
+    }
+    run.pass(10 * SECOND);
+    assert_eq!((told(&run), run.agent.probes()), (Some([].into()), None), "nothing to prove yet");
+
+    run.tell(staged(2, Enforcement::Permissive));
+    run.pass(SECOND);
+    assert_eq!(told(&run), None, "what was said of no peers says nothing of these");
+    let probes = run.agent.probes().unwrap();
+    assert_eq!((probes.local, probes.port), ([192, 0, 2, 1].into(), 9468));
+    assert_eq!(probes.peers.values().copied().collect::<Vec<_>>(), [uid(2), uid(3)]);
+    run.log.clear();
+    run.tell(verdicts(&[(2, true)]));
+    assert_eq!(told(&run), None);
+    run.tell(verdicts(&[(2, true), (3, false)]));
+    assert_eq!(told(&run), Some([uid(3)].into()));
+    run.pass(SECOND);
+    assert_eq!(run.log, [], "that changes nothing in the kernel");
+    run.tell(verdicts(&[(2, true), (3, true)]));
+    assert_eq!(told(&run), Some([].into()));
+
+    // A node that comes has to be tried as well.
+    run.tell(Event::NodeApplied(node(4)));
+    run.pass(SECOND);
+    assert_eq!(told(&run), None);
+    run.tell(Event::Probed(Err("the port is taken".into())));
+    assert_eq!((told(&run), run.agent.reach()), (Some([].into()), Reach::Unable("the port is taken".into())));
+
+    run.tell(shown(document(3, Enforcement::Enforcing, &[1])));
+    run.pass(SECOND);
+    assert_eq!((told(&run), run.agent.probes()), (Some([].into()), None));
+    run.tell(verdicts(&[(2, true), (3, true), (4, true)]));
+    run.tell(staged(4, Enforcement::Permissive));
+    run.pass(SECOND);
+    assert_eq!(told(&run), None, "what came late is not believed");
 }

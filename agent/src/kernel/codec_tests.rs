@@ -14,7 +14,7 @@ fn sa(suite: Suite, src: IpAddr, dst: IpAddr) -> Sa {
 }
 
 fn policy(direction: Direction, action: Action) -> Policy {
-    Policy { id: PolicyId { direction, src: Net::host(A), dst: Net::host(B) }, action }
+    Policy { id: PolicyId::tunnel(direction, Net::host(A), Net::host(B)), action }
 }
 
 /// The payloads of the requests for `ops`: a dump's payloads have the same form.
@@ -62,7 +62,10 @@ fn what_we_send_reads_as_what_we_want() {
             assert_eq!(found.cipher, Some((suite, wanted.key)));
         }
     }
+    let probe = |direction| PolicyId::probe(direction, A, B, 9468);
     for wanted in [
+        Policy { id: probe(Direction::Out), action: Action::Esp(Some(77)) },
+        Policy { id: probe(Direction::In), action: Action::Esp(None) },
         policy(Direction::Out, Action::Esp(Some(77))),
         policy(Direction::In, Action::Esp(None)),
         policy(Direction::Out, Action::Allow),
@@ -70,7 +73,10 @@ fn what_we_send_reads_as_what_we_want() {
     ] {
         let found = parsed_policy(&payload(Op::AddPolicy(wanted)));
         assert_eq!((found.id, found.owner, found.action), (wanted.id, Owner::Ours, Some(wanted.action)));
-        assert_eq!((found.priority, found.protocol), (wanted.action.priority(), IPPROTO_IPIP));
+        assert_eq!(
+            (found.priority, found.protocol),
+            (wanted.action.priority(), wanted.id.traffic.protocol())
+        );
     }
 }
 
@@ -183,6 +189,15 @@ fn other_peoples_policies_are_foreign() {
         payload[at] ^= 1;
         let found = parsed_policy(&payload);
         assert_eq!((found.owner, found.action), (Owner::Foreign, None), "{what}");
+    }
+    let probe = PolicyId::probe(Direction::Out, A, B, 9468);
+    let probe = payload(Op::AddPolicy(Policy { id: probe, action: Action::Esp(Some(77)) }));
+    // Another port on one side, only a part of the ports, another protocol.
+    for (at, what) in [(32, "port"), (34, "mask"), (36, "port"), (38, "mask"), (44, "protocol")] {
+        let mut payload = probe.clone();
+        payload[at] ^= 1;
+        let found = parsed_policy(&payload);
+        assert_eq!((found.owner, found.id.is_probe()), (Owner::Foreign, false), "probe's {what} at {at}");
     }
     let template = value_of(&add_policy(), XFRM_USER_POLICY_INFO_LEN, XFRMA_TMPL);
     // Offsets in struct xfrm_user_tmpl.

@@ -15,12 +15,13 @@ use netlink_packet_xfrm::{
 use secureoverlay_common::{secret::SecretBytes, suite::Suite};
 
 use super::{
-    encode::{AEAD_HEADER_LEN, AEAD_NAME, key_material_len, state_selector},
+    encode::{AEAD_HEADER_LEN, AEAD_NAME, key_material_len, policy_selector, state_selector},
     error::Malformed,
     frame::attributes,
 };
 use crate::xfrm::{
-    Action, ActualPolicy, ActualSa, Direction, IPPROTO_IPIP, Net, Owner, PolicyId, REPLAY_WINDOW, REQID, SaId,
+    Action, ActualPolicy, ActualSa, Direction, IPPROTO_UDP, Net, Owner, PolicyId, REPLAY_WINDOW, REQID, SaId,
+    Traffic,
 };
 
 /// Offset of `replay_window` in `struct xfrm_replay_state_esn`.
@@ -114,7 +115,8 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
     let Some(id) = parse_selector(direction, &info.selector) else {
         return Ok(None);
     };
-    let mut addressable = only_hosts_and_protocol(&info.selector);
+    // What a PolicyId can't name is not ours: we could neither have made it nor delete it.
+    let mut addressable = info.selector == policy_selector(&id);
     let mut templates = Vec::new();
     for attribute in attributes(&payload[XFRM_USER_POLICY_INFO_LEN..]) {
         let attribute = attribute?;
@@ -125,8 +127,7 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
             _ => {}
         }
     }
-    // What a PolicyId can't name is not ours: we could neither have made it nor delete it.
-    let ours = addressable && info.selector.proto == IPPROTO_IPIP && marked_as_ours(&info, &templates);
+    let ours = addressable && marked_as_ours(&info, &templates);
     Ok(Some(ActualPolicy {
         id,
         index: info.index,
@@ -184,11 +185,13 @@ fn parse_selector(direction: Direction, selector: &Selector) -> Option<PolicyId>
         direction,
         src: Net { addr: ip(selector.saddr, selector.family)?, prefix: selector.prefixlen_s },
         dst: Net { addr: ip(selector.daddr, selector.family)?, prefix: selector.prefixlen_d },
+        traffic: match (selector.proto, selector.sport_mask, selector.dport_mask) {
+            (IPPROTO_UDP, u16::MAX, u16::MAX) if selector.sport == selector.dport => {
+                Traffic::Probe(selector.dport)
+            }
+            _ => Traffic::Tunnel,
+        },
     })
-}
-
-fn only_hosts_and_protocol(selector: &Selector) -> bool {
-    (selector.sport_mask, selector.dport_mask, selector.ifindex, selector.user) == (0, 0, 0, 0)
 }
 
 fn ip(address: Address, family: u16) -> Option<IpAddr> {

@@ -19,9 +19,7 @@ use secureoverlay_common::suite::Suite;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::socket::{begin, finish};
-use crate::xfrm::{
-    Action, Direction, IPPROTO_IPIP, Net, Op, Policy, PolicyId, REPLAY_WINDOW, REQID, Sa, SaId,
-};
+use crate::xfrm::{Action, Direction, Net, Op, Policy, PolicyId, REPLAY_WINDOW, REQID, Sa, SaId, Traffic};
 
 /// The kernel's name of RFC 4106's AEAD.
 pub(super) const AEAD_NAME: &[u8] = b"rfc4106(gcm(aes))";
@@ -168,6 +166,17 @@ fn selector(src: Net, dst: Net, protocol: u8) -> Selector {
     }
 }
 
+/// The selector of a policy.
+pub(super) fn policy_selector(id: &PolicyId) -> Selector {
+    let selector = selector(id.src, id.dst, id.traffic.protocol());
+    match id.traffic {
+        Traffic::Tunnel => selector,
+        Traffic::Probe(port) => {
+            Selector { sport: port, sport_mask: u16::MAX, dport: port, dport_mask: u16::MAX, ..selector }
+        }
+    }
+}
+
 /// The selector of an SA: exactly its two ends. Without it ESP with a rewritten outer source would be accepted.
 pub(super) fn state_selector(src: IpAddr, dst: IpAddr) -> Selector {
     selector(Net::host(src), Net::host(dst), 0)
@@ -200,7 +209,7 @@ fn direction(direction: Direction) -> u8 {
 
 fn policy_info(policy: &Policy) -> UserPolicyInfo {
     UserPolicyInfo {
-        selector: selector(policy.id.src, policy.id.dst, IPPROTO_IPIP),
+        selector: policy_selector(&policy.id),
         priority: policy.action.priority(),
         direction: direction(policy.id.direction),
         action: match policy.action {
@@ -225,7 +234,7 @@ fn template(id: PolicyId, spi: Option<u32>) -> UserTemplate {
 /// What names a policy in requests.
 pub(super) fn policy_id(id: PolicyId) -> UserPolicyId {
     UserPolicyId {
-        selector: selector(id.src, id.dst, IPPROTO_IPIP),
+        selector: policy_selector(&id),
         direction: direction(id.direction),
         ..UserPolicyId::default()
     }

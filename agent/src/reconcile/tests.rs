@@ -1,5 +1,6 @@
 use std::{
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,11 +16,13 @@ use secureoverlay_common::{
 
 use super::*;
 use crate::{
+    agent::{Program, Target},
     diff::GRACE,
     model_kernel::ModelKernel,
     plan::{Stage, desired},
     roster::{Peer, Peers},
-    xfrm::{Net, PolicyId},
+    worker::make_plan,
+    xfrm::{Net, PolicyId, Traffic},
 };
 
 fn uid(n: u8) -> Uid {
@@ -59,8 +62,15 @@ fn ring(enforcement: Enforcement, generations: &[(u8, Role)]) -> Ring {
     Ring { enforcement, generations, ..Ring::off(1, None) }
 }
 
+/// What a node plans that probes.
+fn probing(ring: &Ring, peers: &Peers, stage: Stage) -> Plan {
+    let (ring, peers) = (Arc::new(ring.clone()), Arc::new(peers.clone()));
+    let program = Program { ring, local: end(1, 1), peers, probe_port: PORT };
+    make_plan(&Target { stage, content: Some(program) })
+}
+
 fn out(n: u8) -> PolicyId {
-    PolicyId { direction: Direction::Out, src: Net::host(addr(1)), dst: Net::host(addr(n)) }
+    PolicyId::tunnel(Direction::Out, Net::host(addr(1)), Net::host(addr(n)))
 }
 
 fn sends_with(kernel: &ModelKernel, n: u8) -> Option<u32> {
@@ -79,6 +89,7 @@ fn kernel() -> ModelKernel {
     ModelKernel { local: Some(addr(1)), ..ModelKernel::default() }
 }
 
+const PORT: u16 = 9468;
 const THREE: &[(u8, u8)] = &[(2, 2), (3, 3)];
 
 #[test]
@@ -197,7 +208,7 @@ fn removal_leaves_nothing_and_insists_on_nothing_meanwhile() {
     let mut reconciler = Reconciler::new(&mut kernel);
     let mut at = |stage| {
         reconciler.run(&desired(&ring, &end(1, 1), &peers(THREE), stage), now).unwrap();
-        let inbound = PolicyId { direction: Direction::In, src: Net::host(addr(2)), dst: Net::host(addr(1)) };
+        let inbound = PolicyId::tunnel(Direction::In, Net::host(addr(2)), Net::host(addr(1)));
         (reconciler.kernel.clear(&inbound), reconciler.kernel.clear(&out(2)), reconciler.kernel.ours())
     };
     assert_eq!(at(Stage::Normal), (false, false, 8 + 4 + 2));
@@ -213,7 +224,7 @@ fn enforcing_covers_everything_but_excluded_nodes() {
     let plan =
         desired(&ring(Enforcement::Enforcing, &[(1, Role::Active)]), &end(1, 1), &peers, Stage::Normal);
     Reconciler::new(&mut kernel).run(&plan, now).unwrap();
-    let from = |n| PolicyId { direction: Direction::In, src: Net::host(addr(n)), dst: Net::host(addr(1)) };
+    let from = |n| PolicyId::tunnel(Direction::In, Net::host(addr(n)), Net::host(addr(1)));
     assert_eq!(
         [2, 3, 77].map(|n| (kernel.clear(&out(n)), kernel.clear(&from(n)))),
         [(false, false), (true, true), (false, false)]
@@ -248,3 +259,4 @@ fn senders_with_one_spi_are_told_apart_by_address() {
 
 mod history;
 mod losses;
+mod probes;

@@ -107,6 +107,7 @@ impl Whole {
             debounce: Duration::from_millis(1),
             resync: Duration::from_secs(60),
             removal_skew: Duration::from_millis(50),
+            probe_port: 0,
         };
         let boot = Uid::from_random([101; 16]);
         let (to_write, wanted) = watch::channel(None);
@@ -116,6 +117,7 @@ impl Whole {
             targets,
             kernel_changed: Arc::default(),
             wanted: to_write,
+            probes: watch::channel(None).0,
         };
         let (events, inbox) = mpsc::channel(8);
         let (end, shutdown) = Shutdown::manual();
@@ -228,13 +230,15 @@ async fn removed_it_stays_and_says_so() {
 async fn the_death_of_the_kernels_thread_ends_the_process() {
     let (targets, _jobs) = blocking::channel();
     let (reports, news) = mpsc::unbounded_channel::<News>();
-    let settings = Settings { debounce: Duration::ZERO, resync: DEADLINE, removal_skew: Duration::ZERO };
+    let settings =
+        Settings { debounce: Duration::ZERO, resync: DEADLINE, removal_skew: Duration::ZERO, probe_port: 0 };
     let shell = Shell {
         agent: Agent::new("node-1".into(), Uid::from_random([1; 16]), settings),
         reporter: Reporter::new(&Health::default(), Metrics::new().0),
         targets,
         kernel_changed: Arc::default(),
         wanted: watch::channel(None).0,
+        probes: watch::channel(None).0,
     };
     let (_events, inbox) = mpsc::channel(1);
     let (_end, shutdown) = Shutdown::manual();

@@ -41,11 +41,8 @@ fn a_failure_in_a_batch_is_attributed_and_the_rest_is_done() {
 fn the_kernels_own_words_are_passed_on() {
     Namespace::new().enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();
-        let impossible = PolicyId {
-            direction: Direction::Out,
-            src: Net { addr: address(1), prefix: 33 },
-            dst: Net::host(address(2)),
-        };
+        let impossible =
+            PolicyId::tunnel(Direction::Out, Net { addr: address(1), prefix: 33 }, Net::host(address(2)));
         let policy = Policy { id: impossible, action: secureoverlay_agent::xfrm::Action::Block };
         let error = kernel.apply(&[Op::AddPolicy(policy)]).remove(0).unwrap_err();
         assert_eq!(error.kind, OpErrorKind::Refused);

@@ -19,7 +19,7 @@ pub fn add(src: IpAddr, dst: IpAddr, spi: u32) -> Op {
 }
 
 pub fn policy(direction: Direction, src: IpAddr, dst: IpAddr, action: Action) -> Policy {
-    Policy { id: PolicyId { direction, src: Net::host(src), dst: Net::host(dst) }, action }
+    Policy { id: PolicyId::tunnel(direction, Net::host(src), Net::host(dst)), action }
 }
 
 /// An outbound policy that pins `spi`.

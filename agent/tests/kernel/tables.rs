@@ -52,13 +52,21 @@ fn policies_of_every_form_read_as_written() {
     Namespace::new().enter(|| {
         let any = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
         let block =
-            |direction, src| Policy { id: PolicyId { direction, src, dst: any }, action: Action::Block };
+            |direction, src| Policy { id: PolicyId::tunnel(direction, src, any), action: Action::Block };
         let mut wanted = vec![
             outbound(address(1), address(2), 0x1000),
             policy(Direction::In, address(2), address(1), Action::Esp(None)),
             policy(Direction::Out, address(1), address(3), Action::Allow),
             policy(Direction::In, address(3), address(1), Action::Allow),
             block(Direction::In, any),
+            Policy {
+                id: PolicyId::probe(Direction::Out, address(1), address(2), 9468),
+                action: Action::Esp(Some(0x1000)),
+            },
+            Policy {
+                id: PolicyId::probe(Direction::In, address(2), address(1), 9468),
+                action: Action::Esp(None),
+            },
             block(Direction::Out, Net::host(address(1))),
         ];
         let mut kernel = XfrmSocket::open().unwrap();

@@ -7,6 +7,7 @@ use secureoverlay_agent::{
     held::Content,
     journal::Journal,
     plan::Stage,
+    reach::Reach,
     reconcile::{Limits, Reconciler},
     removal::Verdict,
     worker::make_plan,
@@ -39,6 +40,7 @@ impl World {
             debounce: Duration::from_millis(200),
             resync: self.scenario.resync,
             removal_skew: Duration::from_secs(4),
+            probe_port: 9468,
         };
         let policies_first = self.variant == Some(Variant::PoliciesFirst);
         let forgetful = self.variant == Some(Variant::RecreateLost);
@@ -179,8 +181,9 @@ impl World {
         match event {
             Event::Wake(..) => self.wake(at, pid),
             Event::Attempt(..) => self.attempt(at, pid),
-            Event::Attempted(..) => self.attempted(at),
+            Event::Attempted(..) => self.attempted(at, pid),
             Event::KernelChanged(..) => self.input(at, Input::Kernel),
+            Event::Probed(..) => self.probed(at),
             Event::Send(..) => self.send(at, pid),
             Event::Sent(..) => {
                 if let Some(process) = &mut self.machines[at].process {
@@ -295,14 +298,29 @@ impl World {
         self.after(pause, Event::Attempted(at, pid));
     }
 
-    fn attempted(&mut self, at: usize) {
+    fn attempted(&mut self, at: usize, pid: u64) {
         let now = self.instant();
         let Some(process) = &mut self.machines[at].process else { return };
         let (Some(_), Some(outcome)) = (process.under_way.take(), process.outcome.take()) else { return };
         process.agent.attempted(Some(&outcome), now);
         process.wants = process.agent.acknowledgement().cloned();
+        if process.agent.reach() == Reach::Trying {
+            let pause = self.machines[at].delay(self.now, 10, 3000);
+            self.after(pause, Event::Probed(at, pid));
+        }
         self.say(at);
         self.poke(at);
+    }
+
+    fn probed(&mut self, at: usize) {
+        let Some(process) = &mut self.machines[at].process else { return };
+        let Some(probes) = process.agent.probes() else { return };
+        let verdicts = probes.peers.values().map(|node| (*node, true)).collect();
+        self.input(at, Input::Probed(Ok(verdicts)));
+        if let Some(process) = &mut self.machines[at].process {
+            process.wants = process.agent.acknowledgement().cloned();
+        }
+        self.say(at);
     }
 
     /// Sends the acknowledgement if it is another than before.

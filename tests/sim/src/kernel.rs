@@ -60,7 +60,7 @@ impl Tables {
             bytes: 700,
         };
         let policy = |direction, src: IpAddr, dst: IpAddr, protocol| ActualPolicy {
-            id: PolicyId { direction, src: Net::host(src), dst: Net::host(dst) },
+            id: PolicyId::tunnel(direction, Net::host(src), Net::host(dst)),
             index: 8,
             priority: 1,
             protocol,
@@ -89,7 +89,7 @@ impl Tables {
     /// The SA that the policy toward `peer` sends with.
     #[must_use]
     pub fn pinned(&self, peer: IpAddr) -> Option<SaId> {
-        let id = PolicyId { direction: Direction::Out, src: Net::host(self.local), dst: Net::host(peer) };
+        let id = PolicyId::tunnel(Direction::Out, Net::host(self.local), Net::host(peer));
         self.policies.get(&id).and_then(pin)
     }
 
@@ -133,7 +133,8 @@ impl Tables {
             Op::DeleteState(id) => {
                 let Some(found) = self.states.remove(id) else { return Ok(()) };
                 let replaced = matches!(next, Some(Op::AddState(sa)) if sa.id == *id);
-                if found.src == self.local && self.pinned(id.dst) == Some(*id) && !replaced {
+                let pinned = || self.policies.values().any(|policy| pin(policy) == Some(*id));
+                if found.src == self.local && !replaced && pinned() {
                     self.wrong(1, format!("{id} was deleted while a policy sends with it"));
                 }
                 if found.src != self.local {
@@ -148,7 +149,7 @@ impl Tables {
             }
             Op::UpdatePolicy(policy) => self.put(policy),
             Op::DeletePolicy(id) => {
-                if let Some(sa) = self.policies.remove(id).as_ref().and_then(pin) {
+                if let Some(sa) = self.policies.remove(id).as_ref().and_then(pin).filter(|_| !id.is_probe()) {
                     self.switched.push((sa, self.now));
                 }
             }
@@ -161,13 +162,14 @@ impl Tables {
             id: policy.id,
             index: 0,
             priority: policy.action.priority(),
-            protocol: 4,
+            protocol: policy.id.traffic.protocol(),
             owner: Owner::Ours,
             action: Some(policy.action),
         };
         let now = pin(&actual);
         let before = self.policies.insert(policy.id, actual).as_ref().and_then(pin);
-        if before != now {
+        // A probe that is lost is only a probe.
+        if before != now && !policy.id.is_probe() {
             self.switched.extend(before.map(|sa| (sa, self.now)));
         }
         if let Some(sa) = now.filter(|sa| !self.states.contains_key(sa)) {

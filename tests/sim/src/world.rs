@@ -55,6 +55,8 @@ pub enum Event {
     Attempted(usize, u64),
     /// The kernel tells of changes.
     KernelChanged(usize, u64),
+    /// Its probes were answered: the network between machines drops no ESP.
+    Probed(usize, u64),
     /// An acknowledgement is sent.
     Send(usize, u64),
     /// An acknowledgement arrives.
@@ -367,6 +369,7 @@ impl World {
             | Event::Attempt(machine, pid)
             | Event::Attempted(machine, pid)
             | Event::KernelChanged(machine, pid)
+            | Event::Probed(machine, pid)
             | Event::Send(machine, pid)
             | Event::Sent(machine, pid)
             | Event::Heartbeat(machine, pid)

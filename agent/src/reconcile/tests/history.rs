@@ -78,7 +78,7 @@ proptest! {
             let present: Vec<_> = step.boots.iter().map(|(n, _)| (*n, boots[usize::from(*n)])).collect();
             let plan_with = |incarnations: &BTreeMap<Uid, u32>| {
                 let ring = rotation(turn, step.enforcement, incarnations);
-                desired(&ring, &end(1, 1), &peers(&present), step.stage)
+                probing(&ring, &peers(&present), step.stage)
             };
             let mut plan = plan_with(&incarnations);
             if let Some(n) = step.foreign.filter(|n| !kernel.policies.contains_key(&out(*n))) {
