@@ -13,7 +13,7 @@ CARGO := cargo --locked
 LAB := cargo lab
 
 # Every scenario of the gate, in the order of one story; they share one lab.
-SCENARIOS := encrypt wire suites rotate rotate-faults straggler flush limits partition rotate-timed reapply junk \
+SCENARIOS := encrypt esp-blocked wire suites rotate rotate-faults straggler flush limits partition rotate-timed reapply junk \
 	not-a-removal mke-manifest foreign reboot leaks bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5

@@ -34,6 +34,8 @@ pub const SCENARIO: Scenario = Scenario {
 
 const IPIP: u8 = 4;
 const UDP: u8 = 17;
+/// The port at which agents probe whether ESP passes.
+const REACH_PORT: u16 = 9468;
 
 fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
@@ -163,6 +165,7 @@ impl Keys {
                         found.probes.insert((probe.run, probe.from, probe.seq, to));
                     }
                 }
+                None if is_reach_probe(opened.next_header, &opened.payload) => {}
                 None => found.bad.not_ipip += 1,
             }
         }
@@ -183,9 +186,26 @@ fn inner(next_header: u8, packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
     Some((to, if header[9] == UDP { payload.get(8..)? } else { &[] }))
 }
 
+/// Whether it is one of the packets by which agents try whether ESP passes: UDP from their port to the same.
+fn is_reach_probe(next_header: u8, packet: &[u8]) -> bool {
+    let port = REACH_PORT.to_be_bytes();
+    next_header == UDP && packet.len() > 8 && packet[..4] == [port, port].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn agents_probes_are_known_by_their_ports() {
+        let mut packet = vec![0x24, 0xfc, 0x24, 0xfc, 0, 30, 0, 0];
+        assert!(!is_reach_probe(UDP, &packet));
+        packet.extend([0; 22]);
+        assert!(is_reach_probe(UDP, &packet));
+        assert!(!is_reach_probe(IPIP, &packet));
+        packet[3] = 0xfd;
+        assert!(!is_reach_probe(UDP, &packet));
+    }
 
     #[test]
     fn only_whole_ipv4_packets_are_inner_packets() {

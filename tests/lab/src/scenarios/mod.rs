@@ -5,6 +5,7 @@ pub mod cluster;
 mod decrypt;
 mod dumpable;
 mod encrypt;
+mod esp_blocked;
 mod flush;
 mod foreign;
 mod ike;
@@ -38,6 +39,7 @@ use crate::scenario::Scenario;
 pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
     encrypt::SCENARIO,
+    esp_blocked::SCENARIO,
     rotate::SCENARIO,
     rotate_faults::SCENARIO,
     straggler::SCENARIO,

@@ -74,11 +74,11 @@ impl Kernel {
         self.states.iter().filter(move |entry| ours(entry) && entry.starts_with(&pair))
     }
 
-    /// The SPI sent with, by peer.
+    /// The SPI sent with, by peer; policies for a port are the agents' probes.
     pub fn sends_with(&self) -> BTreeMap<String, String> {
         self.policies
             .iter()
-            .filter(|entry| ours(entry) && entry.contains(" dir out "))
+            .filter(|entry| ours(entry) && entry.contains(" dir out ") && !entry.contains(" dport "))
             .filter_map(|entry| Some((after(entry, " dst ")?, after(entry, " spi ")?)))
             .collect()
     }
@@ -173,6 +173,10 @@ src 10.96.64.1/32 dst 10.96.64.2/32 proto 4 uid 0
 \ttmpl src 0.0.0.0 dst 0.0.0.0
 \t\tproto esp spi 0x1f2e3d4c(523124044) reqid 1589644891(0x5ec00e5b) mode transport
 \t\tlevel required share any
+src 10.96.64.1/32 dst 10.96.64.3/32 proto udp sport 9468 dport 9468 uid 0
+\tdir out action allow index 17 priority 24256 share any flag  (0x00000000)
+\ttmpl src 0.0.0.0 dst 0.0.0.0
+\t\tproto esp spi 0x1f2e3d4c(523124044) reqid 1589644891(0x5ec00e5b) mode transport
 src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
 \tdir in action block index 16 priority 1589644048 share any flag  (0x00000000)
 ";
@@ -181,7 +185,7 @@ src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
     fn ours_are_told_from_others() {
         let kernel = Kernel { states: entries(STATE), policies: entries(POLICY) };
         assert_eq!((kernel.states.len(), kernel.our_states()), (2, 1));
-        assert_eq!((kernel.policies.len(), kernel.our_policies()), (2, 2));
+        assert_eq!((kernel.policies.len(), kernel.our_policies()), (3, 3));
         assert_eq!(
             kernel.sends_with(),
             BTreeMap::from([("10.96.64.2/32".to_owned(), "0x1f2e3d4c(523124044)".to_owned())])
@@ -197,7 +201,7 @@ src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
         assert_eq!(kernel.keys_between(two, one).len(), 1);
         assert!(kernel.keys_between(one, two).is_empty());
         let (with_two, with_three) = (kernel.without(two), kernel.without(three));
-        assert_eq!((with_two.states.len(), with_two.policies.len()), (1, 1));
+        assert_eq!((with_two.states.len(), with_two.policies.len()), (1, 2));
         assert_eq!((with_three.states.len(), with_three.policies.len()), (1, 2));
     }
 
