@@ -77,11 +77,16 @@ struct Whole {
     health: Health,
     log: Log,
     wanted: watch::Receiver<Option<Wanted>>,
+    probes: watch::Receiver<Option<Probes>>,
     _logging: tracing::subscriber::DefaultGuard,
 }
 
 impl Whole {
     fn start(answer: Answer) -> Self {
+        Self::probing(answer, 0)
+    }
+
+    fn probing(answer: Answer, probe_port: u16) -> Self {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -107,22 +112,23 @@ impl Whole {
             debounce: Duration::from_millis(1),
             resync: Duration::from_secs(60),
             removal_skew: Duration::from_millis(50),
-            probe_port: 0,
+            probe_port,
         };
         let boot = Uid::from_random([101; 16]);
         let (to_write, wanted) = watch::channel(None);
+        let (to_probe, probes) = watch::channel(None);
         let shell = Shell {
             agent: Agent::new("node-1".into(), boot, settings),
             reporter: Reporter::new(&health, Metrics::new().0),
             targets,
             kernel_changed: Arc::default(),
             wanted: to_write,
-            probes: watch::channel(None).0,
+            probes: to_probe,
         };
         let (events, inbox) = mpsc::channel(8);
         let (end, shutdown) = Shutdown::manual();
         let ended = tokio::spawn(async move { shell.run(inbox, news, &shutdown, Says(answer), || ()).await });
-        Self { events, end, ended, kernel, health, log, wanted, _logging: logging }
+        Self { events, end, ended, kernel, health, log, wanted, probes, _logging: logging }
     }
 
     async fn encrypt(&self) {
@@ -146,7 +152,8 @@ impl Whole {
         for event in [Event::DaemonSet(Some(set)), Event::Nodes(vec![node(1), node(2)]), ring] {
             assert!(self.events.send(event).await.is_ok());
         }
-        self.wait_for(|kernel| (kernel.states.len(), kernel.policies.len()) == (2, 1)).await;
+        let tunnels = |kernel: &ModelKernel| kernel.policies.keys().filter(|id| !id.is_probe()).count();
+        self.wait_for(|kernel| (kernel.states.len(), tunnels(kernel)) == (2, 1)).await;
     }
 
     async fn wait_for(&self, condition: impl Fn(&ModelKernel) -> bool) {
@@ -203,6 +210,34 @@ async fn a_flush_is_noticed_and_told_long_before_the_resync() {
     timeout(DEADLINE, whole.wanted.wait_for(burnt)).await.expect("it is told").unwrap();
     let log = whole.end().await;
     assert!(log.contains("kernel was given count=2"), "{log}");
+}
+
+#[tokio::test]
+async fn whom_esp_does_not_reach_is_told_to_everybody() {
+    let mut whole = Whole::probing(Answer::Verdict(Verdict::Restart), 9468);
+    whole.encrypt().await;
+    let probed = timeout(DEADLINE, whole.probes.wait_for(Option::is_some)).await.expect("probing begins");
+    let peer = Uid::from_random([2; 16]);
+    assert_eq!(probed.unwrap().as_ref().unwrap().peers, [([192, 0, 2, 2].into(), peer)].into());
+    assert!(whole.events.send(Event::Probed(Ok([(peer, false)].into()))).await.is_ok());
+    let unreachable = |wanted: &Option<Wanted>| {
+        let status = wanted.as_ref().map(|wanted| &wanted.status);
+        let said = status.and_then(|status| status.acknowledgement.as_ref()?.unreachable.as_ref());
+        said == Some(&[peer].into())
+    };
+    let wanted = timeout(DEADLINE, whole.wanted.wait_for(unreachable)).await.expect("it is told").unwrap();
+    let status = wanted.as_ref().unwrap().status.clone();
+    drop(wanted);
+    let esp = status.conditions.iter().find(|condition| condition.type_ == "EspReachable").unwrap();
+    assert_eq!((esp.status.as_str(), &esp.message), ("False", &status.message));
+    assert!(esp.message.contains("no answer from node-2 (192.0.2.2): "), "{}", esp.message);
+    assert!(whole.events.send(Event::Probed(Ok([(peer, true)].into()))).await.is_ok());
+    let reached =
+        |wanted: &Option<Wanted>| wanted.as_ref().is_some_and(|it| it.status.message != esp.message);
+    timeout(DEADLINE, whole.wanted.wait_for(reached)).await.expect("it is over").unwrap();
+    let log = whole.end().await;
+    let (warned, over) = (log.find(&esp.message), log.find("ESP passes to every probed peer and back"));
+    assert!(warned.is_some() && warned < over, "{log}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 use rustix::net::sockopt;
 use secureoverlay_agent::{
     kernel::{Kernel, XfrmSocket, parse_xfrm_stat},
-    xfrm::{Action, Direction, Op},
+    xfrm::{Action, Direction, Op, Policy, PolicyId},
 };
 
 use crate::{
@@ -103,6 +103,56 @@ fn a_policy_without_its_sa_and_a_block_let_nothing_out() {
     });
     assert!(receiver.recv(&mut buffer).is_err(), "a packet left in the clear");
     assert_eq!((counter(&nodes.a, "XfrmOutNoStates"), counter(&nodes.a, "XfrmOutPolBlock")), (1, 1));
+}
+
+#[test]
+fn probes_pass_as_esp_and_only_so_and_other_ports_as_before() {
+    const PROBES: u16 = 9468;
+    let nodes = Nodes::new();
+    let probe = |direction, action| {
+        let id = PolicyId::probe(direction, Nodes::A, Nodes::B, PROBES);
+        Op::AddPolicy(Policy { id, action })
+    };
+    for (node, policy) in [
+        (&nodes.b, probe(Direction::In, Action::Esp(None))),
+        (&nodes.a, probe(Direction::Out, Action::Esp(Some(0x1000)))),
+    ] {
+        node.enter(|| {
+            let mut kernel = XfrmSocket::open().unwrap();
+            all_done(kernel.apply(&[add(Nodes::A, Nodes::B, 0x1000)]));
+            all_done(kernel.apply(&[policy]));
+        });
+    }
+    let bind = |at, port| {
+        let socket = UdpSocket::bind((at, port)).unwrap();
+        socket.set_read_timeout(Some(QUIET)).unwrap();
+        socket
+    };
+    let (probes, others) = nodes.b.enter(|| (bind(Nodes::B, PROBES), bind(Nodes::B, PORT)));
+    let send = || {
+        nodes.a.enter(|| {
+            let socket = bind(Nodes::A, PROBES);
+            for port in [PROBES, PORT] {
+                socket.send_to(b"x", (Nodes::B, port)).unwrap();
+            }
+        });
+    };
+    let carried = || nodes.b.enter(|| XfrmSocket::open().unwrap().dump().unwrap().states[0].packets);
+    let mut buffer = [0; 16];
+
+    send();
+    probes.recv(&mut buffer).unwrap();
+    others.recv(&mut buffer).unwrap();
+    assert_eq!(carried(), 1, "one came as ESP, the other in the clear");
+
+    nodes.a.enter(|| {
+        let id = PolicyId::probe(Direction::Out, Nodes::A, Nodes::B, PROBES);
+        all_done(XfrmSocket::open().unwrap().apply(&[Op::DeletePolicy(id)]));
+    });
+    send();
+    others.recv(&mut buffer).unwrap();
+    assert!(probes.recv(&mut buffer).is_err(), "a probe in the clear was taken for proof");
+    assert_eq!((carried(), counter(&nodes.b, "XfrmInTmplMismatch")), (1, 1));
 }
 
 /// Receives numbered packets until none comes for [`QUIET`] after `ended`, and returns how many of each number.

@@ -2,7 +2,7 @@
 //! No I/O, clock or randomness of its own.
 //!
 //! Probes are small UDP packets between the tunnel addresses, under policies that take them through ESP both ways
-//! ([`crate::probe_plan`]): one that arrives has passed as ESP. A peer is reached when it answers, and unreachable when
+//! (`probe_plan.rs`): one that arrives has passed as ESP. A peer is reached when it answers, and unreachable when
 //! it did not answer three times in a row, be it that ESP is dropped, or that no agent runs there.
 
 use std::{
