@@ -44,9 +44,14 @@ pub async fn probe(mut wanted: watch::Receiver<Option<Probes>>, events: Sender<E
                 }
             }
             Err(error) => format!(
-                "cannot open UDP port {} at {} to probe whether ESP passes: {error}; choose another with --probe-port \
-                 on all nodes",
-                probes.port, probes.local
+                "cannot open UDP port {} at {} to probe whether ESP passes: {error}; {}",
+                probes.port,
+                probes.local,
+                match error.kind() {
+                    io::ErrorKind::AddrNotAvailable =>
+                        "the node has no such address: correct its Node object",
+                    _ => "choose another with --probe-port on all nodes",
+                }
             ),
         };
         if !failing {

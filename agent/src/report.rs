@@ -39,6 +39,7 @@ pub struct Reporter {
     mtu: Option<Finding>,
     mtu_failure: Option<String>,
     reach: Reach,
+    out_of_reach: bool,
     late: bool,
 }
 
@@ -67,6 +68,7 @@ impl Reporter {
             mtu: None,
             mtu_failure: None,
             reach: Reach::default(),
+            out_of_reach: false,
             late: false,
         }
     }
@@ -229,16 +231,18 @@ impl Reporter {
         if reach == self.reach {
             return;
         }
-        let before = std::mem::replace(&mut self.reach, reach);
+        self.reach = reach;
         self.metrics.esp_unreachable(self.reach.unreachable().map_or(0, BTreeSet::len));
         let content = agent.applied().and_then(|target| target.content.as_ref());
         match (content.and_then(|program| self.reach.problem(&program.peers)), &self.reach) {
+            (Some(problem), _) if self.out_of_reach => tracing::info!("{problem}"),
             (Some(problem), _) => tracing::warn!("{problem}"),
-            (None, Reach::Known(_)) if before != Reach::Known(BTreeSet::new()) => {
-                tracing::info!("ESP passes to every probed peer and back");
-            }
-            _ => {}
+            (None, Reach::Known(_)) => tracing::info!("ESP passes to every probed peer and back"),
+            (None, Reach::NotProbed | Reach::Unable(_)) => {}
+            (None, Reach::Trying) => return,
         }
+        // While agents start one after the other the list changes often: one warning is enough.
+        self.out_of_reach = self.reach.unreachable().is_some_and(|unreachable| !unreachable.is_empty());
     }
 
     /// Says when the manager lets a rotation wait for too long.

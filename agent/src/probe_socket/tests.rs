@@ -114,3 +114,10 @@ async fn a_port_that_is_taken_is_told_and_changes_are_heeded_meanwhile() {
     let ended = timeout(DEADLINE, async { while node.told.recv().await.is_some() {} });
     ended.await.expect("without anybody to want something it ends");
 }
+
+#[tokio::test]
+async fn an_address_that_is_not_this_nodes_is_told() {
+    let elsewhere = Probes { local: [192, 0, 2, 1].into(), ..probes(1, 0, &[8]).unwrap() };
+    let mut node = start(Some(elsewhere));
+    node.wait_for(|told| told.as_ref().is_err_and(|why| why.contains("correct its Node object"))).await;
+}
