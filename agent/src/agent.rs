@@ -2,7 +2,6 @@
 //! the kernel to and when comes out.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +20,7 @@ use crate::{
     held::{Content, Held, Installation},
     plan::Stage,
     probing::{Probes, Verdicts},
-    reach::Reach,
+    reach::{Reach, Trial},
     reconcile::Outcome,
     removal::{Sighting, Verdict, Watched},
     roster::{Peers, Roster, View},
@@ -128,10 +127,7 @@ pub struct Agent {
     applied: Option<Target>,
     /// The highest id of a generation in this installation's rings.
     newest: (Option<Uid>, u64),
-    probes: Option<Probes>,
-    /// Whom ESP is to be tried with, also where the policies for it are not in place yet.
-    tried: BTreeSet<Uid>,
-    verdicts: Result<Verdicts, String>,
+    trial: Trial,
 }
 
 impl Agent {
@@ -160,9 +156,7 @@ impl Agent {
             said: None,
             applied: None,
             newest: (None, 0),
-            probes: None,
-            tried: BTreeSet::new(),
-            verdicts: Ok(Verdicts::new()),
+            trial: Trial::default(),
         }
     }
 
@@ -182,10 +176,10 @@ impl Agent {
                 return;
             }
             Event::Probed(verdicts) => {
-                // What was on its way when the probing ended says nothing about the next time.
-                if self.probes.is_some() {
-                    self.verdicts = verdicts;
-                    self.tell_reach();
+                self.trial.take(verdicts);
+                let unreachable = self.reach().told();
+                if let Some(said) = &mut self.said {
+                    said.unreachable = unreachable;
                 }
                 return;
             }
@@ -277,7 +271,7 @@ impl Agent {
             descent.applied(target.stage, complete, now);
         }
         if let Some(outcome) = outcome {
-            self.plan_probes(&target, outcome);
+            self.trial.plan(target.content.as_ref(), &outcome.probes);
             self.acknowledge(&target, outcome);
             self.applied = Some(target.clone());
         }
@@ -310,42 +304,16 @@ impl Agent {
             local.map(|local| acknowledge(ring, &local, installation, self.newest.1, unreachable, outcome));
     }
 
-    /// Probes go where a run has made the policies for them. What was known when there was nothing to be probed is
-    /// found out afresh.
-    fn plan_probes(&mut self, target: &Target, outcome: &Outcome) {
-        self.probes = None;
-        self.tried.clear();
-        if let Some(program) = target.content.as_ref().filter(|_| !outcome.probes.is_empty()) {
-            let of = |addr| Some(program.peers.get(addr)?.end.node);
-            self.tried = outcome.probes.keys().filter_map(of).collect();
-            let ready = outcome.probes.iter().filter(|(_, ready)| **ready);
-            self.probes = Some(Probes {
-                local: program.local.addr,
-                port: program.probe_port,
-                peers: ready.filter_map(|(addr, _)| Some((*addr, of(addr)?))).collect(),
-            });
-        } else {
-            self.verdicts = Ok(Verdicts::new());
-        }
-    }
-
-    fn tell_reach(&mut self) {
-        let unreachable = self.reach().told();
-        if let Some(said) = &mut self.said {
-            said.unreachable = unreachable;
-        }
-    }
-
     /// Whom to probe now.
     #[must_use]
     pub const fn probes(&self) -> Option<&Probes> {
-        self.probes.as_ref()
+        self.trial.probes()
     }
 
     /// Whom ESP reaches.
     #[must_use]
     pub fn reach(&self) -> Reach {
-        Reach::new(&self.tried, &self.verdicts)
+        self.trial.reach()
     }
 
     /// What the kernel was last brought to, or as near to it as was possible.

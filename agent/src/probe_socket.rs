@@ -107,6 +107,8 @@ impl Ports {
                         _ => return Ok(true),
                     }
                     probing.probe(&probes.peers, Instant::now().into_std());
+                    // Whoever wants something else, or the same once more, may have forgotten.
+                    told = None;
                 }
                 received = self.socket.recv_from(&mut buffer) => {
                     let (length, from) = received?;

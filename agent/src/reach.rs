@@ -1,10 +1,17 @@
 //! Whom ESP reaches, as far as this node has tried.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use secureoverlay_common::uid::Uid;
 
-use crate::{probing::Verdicts, roster::Peers};
+use crate::{
+    agent::Program,
+    probing::{Probes, Verdicts},
+    roster::Peers,
+};
 
 /// Of a long list of unreachable peers, so many are told to the manager.
 const TOLD: usize = 100;
@@ -23,6 +30,59 @@ pub enum Reach {
     Trying,
     /// Every peer that is probed has been judged; these did not answer.
     Known(BTreeSet<Uid>),
+}
+
+/// Whom to try, and what came of it.
+#[derive(Debug)]
+pub struct Trial {
+    probes: Option<Probes>,
+    /// Whom ESP is to be tried with, also where the policies for it are not in place yet.
+    wanted: BTreeSet<Uid>,
+    verdicts: Result<Verdicts, String>,
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self { probes: None, wanted: BTreeSet::new(), verdicts: Ok(Verdicts::new()) }
+    }
+}
+
+impl Trial {
+    /// Takes which peers a run at `program` has planned probe policies for, and whether those are in place: only then
+    /// they are probed. What was known when there was nothing to be probed is found out afresh.
+    pub fn plan(&mut self, program: Option<&Program>, planned: &BTreeMap<IpAddr, bool>) {
+        let Some(program) = program.filter(|_| !planned.is_empty()) else {
+            *self = Self::default();
+            return;
+        };
+        let of = |addr| Some(program.peers.get(addr)?.end.node);
+        self.wanted = planned.keys().filter_map(of).collect();
+        let ready = planned.iter().filter(|(_, ready)| **ready);
+        self.probes = Some(Probes {
+            local: program.local.addr,
+            port: program.probe_port,
+            peers: ready.filter_map(|(addr, _)| Some((*addr, of(addr)?))).collect(),
+        });
+    }
+
+    /// Takes what the probes showed. What was on its way when the probing ended says nothing about the next time.
+    pub fn take(&mut self, verdicts: Result<Verdicts, String>) {
+        if self.probes.is_some() {
+            self.verdicts = verdicts;
+        }
+    }
+
+    /// Whom to probe now.
+    #[must_use]
+    pub const fn probes(&self) -> Option<&Probes> {
+        self.probes.as_ref()
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach::new(&self.wanted, &self.verdicts)
+    }
 }
 
 impl Reach {

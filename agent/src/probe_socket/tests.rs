@@ -65,6 +65,10 @@ async fn two_nodes_reach_each_other_and_a_third_that_comes() {
     let (mut one, mut two) = (start(probes(1, port, &[2])), start(probes(2, port, &[1])));
     one.wait_for(|told| *told == Ok([(uid(2), true)].into())).await;
     two.wait_for(|told| *told == Ok([(uid(1), true)].into())).await;
+    // Nothing was wanted in between, too short to be noticed.
+    one.wanted.send_replace(None);
+    one.wanted.send_replace(probes(1, port, &[2]));
+    one.wait_for(|told| *told == Ok([(uid(2), true)].into())).await;
     let _three = start(probes(3, port, &[1]));
     one.wanted.send_replace(probes(1, port, &[2, 3]));
     one.wait_for(|told| *told == Ok([(uid(2), true), (uid(3), true)].into())).await;
