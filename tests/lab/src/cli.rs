@@ -166,11 +166,7 @@ fn dispatch(cli: Cli) -> Result<i32> {
         Cmd::Run { scenarios, full, keep } => {
             let chosen = scenario::named(&scenarios)?;
             let profile = if full { Profile::Full } else { Profile::Short };
-            // Every scenario is run, whatever became of the one before.
-            let run = |lab: Option<&Lab>| {
-                let failed = chosen.iter().filter(|scenario| !scenario::run(lab, scenario, profile)).count();
-                Ok(i32::from(failed > 0))
-            };
+            let run = |lab: Option<&Lab>| Ok(i32::from(!scenario::run_all(lab, &chosen, profile)));
             if chosen.iter().any(|scenario| scenario.needs_cluster()) {
                 return with_lab(keep, |lab| run(Some(lab)));
             }

@@ -111,8 +111,23 @@ pub fn named(names: &[String]) -> Result<Vec<&'static Scenario>> {
     Ok(found)
 }
 
-/// Runs one scenario, on a clean cluster where it needs one, and prints its line; says whether all held.
-pub fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile) -> bool {
+/// Runs every scenario, whatever became of the one before, and tells at the end which of them failed, and why; says whether
+/// all held.
+pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> bool {
+    let reports = chosen.iter().map(|scenario| (scenario.name, run(lab, scenario, profile)));
+    let failed: Vec<(&str, Report)> = reports.filter(|(_, report)| !report.ok()).collect();
+    for (name, report) in &failed {
+        for what in report.failed() {
+            note(format!("FAILED: {name}: {what}"));
+        }
+    }
+    // In the words that any CI understands.
+    eprintln!("{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    failed.is_empty()
+}
+
+/// Runs one scenario, on a clean cluster where it needs one, and prints its line.
+fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile) -> Report {
     let step = stage(format!("scenario {}: {}", scenario.name, scenario.about), scenario.estimate);
     let mut report = Report::default();
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| match scenario.run {
@@ -132,7 +147,7 @@ pub fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile) -> bool {
     }
     step.done();
     println!("{}", report.line(scenario.name));
-    report.ok()
+    report
 }
 
 #[cfg(test)]

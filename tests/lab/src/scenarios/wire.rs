@@ -7,6 +7,7 @@ use secureoverlay_prober::summary::Summary;
 
 use super::probe::Probe;
 use crate::capture::{Capture, Captured, Counts};
+use crate::progress::note;
 use crate::scenario::Report;
 
 /// Three kernels and a control plane on two cores stop each other for so long now and then, whatever we do. A packet that
@@ -85,5 +86,10 @@ impl Watched {
         let limit = 2 * baseline.longest_gap_ms + NOISE.as_millis() as u64;
         let (when, gap) = (&self.when, self.probes.longest_gap_ms);
         report.check(gap <= limit, format!("{when}: longest gap {gap} ms, at most {limit} ms allowed"));
+        let (late, paused) = (self.probes.sender_late_ms, self.probes.receiver_paused_ms);
+        note(format!(
+            "{when}: gap {gap} ms (before: {before} ms); senders were up to {late} ms late, receivers stood still for up to {paused} ms",
+            before = baseline.longest_gap_ms
+        ));
     }
 }
