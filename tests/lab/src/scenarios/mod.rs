@@ -2,12 +2,18 @@
 
 mod bench_netlink;
 pub mod cluster;
+mod crash;
 mod decrypt;
+mod delete;
+mod disable;
 mod dumpable;
+mod enable;
 mod encrypt;
+pub mod enforcing;
 mod flush;
 mod foreign;
 mod ike;
+mod join_leave;
 mod junk;
 mod leaks;
 mod limits;
@@ -29,6 +35,7 @@ mod rotate_faults;
 pub mod rotate_timed;
 mod straggler;
 mod suites;
+mod upgrade;
 pub mod wire;
 pub mod xfrm;
 
@@ -38,6 +45,12 @@ use crate::scenario::Scenario;
 pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
     encrypt::SCENARIO,
+    enable::SCENARIO,
+    disable::SCENARIO,
+    delete::SCENARIO,
+    upgrade::SCENARIO,
+    crash::SCENARIO,
+    join_leave::SCENARIO,
     rotate::SCENARIO,
     rotate_faults::SCENARIO,
     straggler::SCENARIO,

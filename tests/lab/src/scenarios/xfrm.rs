@@ -74,6 +74,11 @@ impl Kernel {
         self.states.iter().filter(move |entry| ours(entry) && entry.starts_with(&pair))
     }
 
+    /// Number of our policies that drop plaintext from and to anywhere.
+    pub fn blocks(&self) -> usize {
+        self.policies.iter().filter(|entry| ours(entry) && entry.contains(" action block ")).count()
+    }
+
     /// The SPI sent with, by peer.
     pub fn sends_with(&self) -> BTreeMap<String, String> {
         self.policies
