@@ -8,28 +8,26 @@ use anyhow::{Context, Result, ensure};
 use super::cluster::until;
 use super::enforcing::{self, Totals};
 use super::not_a_removal::drain;
-use super::overlay::{Manifest, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::PATIENCE;
 use super::processes::{AGENT, MANAGER, pids, signal_everywhere};
 use super::xfrm;
 use crate::lab::Lab;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "crash",
     about: "agents and manager are killed, run out of memory and are evicted while every node insists",
     estimate: "2 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    enforcing::enable(&overlay)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
+    enforcing::wait(lab)?;
     let before = xfrm::dump(lab)?;
     let mut totals = Totals::default();
     let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 3 });
-    totals.event(report, &probe, "agents and manager get kill -9", true, || {
+    totals.event(report, probe, "agents and manager get kill -9", true, || {
         for program in [AGENT, MANAGER] {
             ensure!(signal_everywhere(lab, program, "-KILL")? > 0, "no {program} was there to be killed");
         }
@@ -37,17 +35,15 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         overlay.wait_rolled_out()
     })?;
     enforcing::check_unchanged(lab, report, "killed", &before)?;
-    totals.event(report, &probe, "an agent runs out of memory", true, || {
+    totals.event(report, probe, "an agent runs out of memory", true, || {
         out_of_memory(lab)?;
         thread::sleep(calm);
         overlay.wait_rolled_out()
     })?;
     enforcing::check_unchanged(lab, report, "out of memory", &before)?;
-    totals
-        .event(report, &probe, "a drain evicts an agent and the manager", true, || drain(&overlay, calm))?;
+    totals.event(report, probe, "a drain evicts an agent and the manager", true, || drain(overlay, calm))?;
     enforcing::check_unchanged(lab, report, "drained", &before)?;
-    let (states, policies) = overlay.disable()?;
-    totals.tell(report, states + policies);
+    totals.tell(report);
     Ok(())
 }
 

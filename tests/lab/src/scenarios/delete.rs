@@ -61,7 +61,8 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     enforcing::enable(&overlay)?;
     left += cut_off_meanwhile(&overlay, report, &probe, &mut totals)?;
     enforcing::check_off(report, &probe)?;
-    totals.tell(report, left);
+    totals.tell(report);
+    report.expect("left", (left) as u64, 0);
     Ok(())
 }
 

@@ -5,53 +5,50 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::enforcing::{self, Totals};
-use super::overlay::{Manifest, Overlay};
-use super::probe::Probe;
 use super::xfrm;
-use crate::lab::Lab;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "disable",
     about: "ucp-secureoverlay-mgr enforce leads down to off and up again under traffic, and nothing is lost",
     estimate: "90 s",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    enforcing::enable(&overlay)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
+    enforcing::wait(lab)?;
     let mut totals = Totals::default();
     let mut left = 0;
     for _ in 0..if profile == Profile::Full { 3 } else { 1 } {
-        let down = totals.event(report, &probe, "enforce permissive", true, || {
+        let down = totals.event(report, probe, "enforce permissive", true, || {
             enforcing::request(lab, "permissive")?;
             std::thread::sleep(Duration::from_secs(2));
             Ok(())
         })?;
         report.check(down.wire.esp > 0, "what is not insisted on is encrypted all the same");
-        totals.event(report, &probe, "enforce off", false, || {
+        totals.event(report, probe, "enforce off", false, || {
             enforcing::request(lab, "off")?;
             enforcing::wait_gone(lab)
         })?;
         let (states, policies) = xfrm::ours_in(&xfrm::dump(lab)?);
         left += states + policies;
-        enforcing::check_off(report, &probe)?;
-        totals.event(report, &probe, "enforce auto, from off", false, || {
+        enforcing::check_off(report, probe)?;
+        totals.event(report, probe, "enforce auto, from off", false, || {
             enforcing::request(lab, "auto")?;
             enforcing::wait(lab)
         })?;
-        totals.event(report, &probe, "off at once from enforcing", false, || {
+        totals.event(report, probe, "off at once from enforcing", false, || {
             enforcing::request(lab, "off")?;
             enforcing::wait_gone(lab)
         })?;
-        totals.event(report, &probe, "and up again", false, || {
+        totals.event(report, probe, "and up again", false, || {
             enforcing::request(lab, "enforcing")?;
             enforcing::wait(lab)
         })?;
     }
-    let (states, policies) = overlay.disable()?;
-    totals.tell(report, left + states + policies);
-    Ok(())
+    totals.tell(report);
+    report.expect("left", left as u64, 0);
+    // Back to what the manifest says.
+    enforcing::request(lab, "auto")
 }

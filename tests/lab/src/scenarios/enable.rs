@@ -42,6 +42,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         Ok(())
     })?;
     let (states, policies) = overlay.disable()?;
-    totals.tell(report, states + policies);
+    totals.tell(report);
+    report.expect("left", (states + policies) as u64, 0);
     Ok(())
 }

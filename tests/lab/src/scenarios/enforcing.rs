@@ -84,12 +84,11 @@ impl Totals {
         Ok(watched)
     }
 
-    /// The figures; `left` is what was left in the kernels at the end.
-    pub fn tell(&self, report: &mut Report, left: usize) {
+    /// The figures.
+    pub fn tell(&self, report: &mut Report) {
         report.figure("sent", self.sent);
         report.expect("lost", self.lost, 0);
         report.expect("plaintext_packets", self.plaintext, 0);
-        report.expect("left", left as u64, 0);
     }
 }
 

@@ -6,26 +6,24 @@ use anyhow::Result;
 
 use super::cluster::until;
 use super::enforcing::{self, Totals};
-use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::overlay::PATIENCE;
 use super::probe::Probe;
 use super::{reachable, wire};
-use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "join-leave",
     about: "a node leaves, another joins with its name and address, one is excluded: nobody else loses a packet",
     estimate: "2 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
 const EXCLUDE: &str = "node-restriction.kubernetes.io/secureoverlay-exclude";
 
-fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    enforcing::enable(&overlay)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
+    let lab = overlay.lab;
+    enforcing::wait(lab)?;
     let (moving, others) = enforcing::one_and_others(lab)?;
     let bystanders = probe.without(&moving.name)?;
     let mut totals = Totals::default();
@@ -73,7 +71,6 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
-    let (states, policies) = overlay.disable()?;
-    totals.tell(report, states + policies);
+    totals.tell(report);
     Ok(())
 }

@@ -22,8 +22,8 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Cluster(run),
 };
 
-/// How long a rotation waits for a node that is not ready. The node counts as ready for 40 s after it was cut off.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long a rotation waits for a node that is not ready. The node counts as ready for 25 s after it was cut off.
+const LIMIT: Duration = Duration::from_secs(40);
 
 fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
@@ -47,7 +47,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let left_behind = awaited.and_then(|awaited| {
         let waiting = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
         let rotated = wire::watch(&bystanders, "between the others, when it is left behind", || {
-            until("the rotation to go on without it", 2 * LIMIT, || {
+            until("the rotation to go on without it", PATIENCE, || {
                 Ok(Ring::read(lab)?.is_some_and(|ring| {
                     ring.is_steady() && ring.generation("active") > Some(before.generation())
                 }))
