@@ -8,6 +8,7 @@ mod encrypt;
 mod flush;
 mod foreign;
 mod ike;
+mod intruder;
 mod junk;
 mod leaks;
 mod limits;
@@ -53,6 +54,7 @@ pub static ALL: &[Scenario] = &[
     mke_manifest::SCENARIO,
     leaks::SCENARIO,
     foreign::SCENARIO,
+    intruder::SCENARIO,
     reboot::SCENARIO,
     bench_netlink::SCENARIO,
 ];
