@@ -14,7 +14,7 @@ LAB := cargo lab
 
 # Every scenario of the gate, in the order of one story; they share one lab.
 SCENARIOS := encrypt wire suites rotate rotate-faults straggler flush limits partition rotate-timed reapply junk \
-	not-a-removal mke-manifest foreign intruder reboot leaks bench-netlink
+	not-a-removal mke-manifest foreign intruder reboot leaks mtu bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
 

@@ -18,6 +18,7 @@ pub mod interrupt;
 pub mod intruder;
 pub mod kernel_command;
 pub mod lab;
+pub mod largest;
 pub mod lifecycle;
 pub mod needles;
 pub mod network;

@@ -15,6 +15,7 @@ mod limits;
 pub mod manager;
 pub mod metrics;
 mod mke_manifest;
+mod mtu;
 mod not_a_removal;
 pub mod overlay;
 mod partition;
@@ -56,5 +57,6 @@ pub static ALL: &[Scenario] = &[
     foreign::SCENARIO,
     intruder::SCENARIO,
     reboot::SCENARIO,
+    mtu::SCENARIO,
     bench_netlink::SCENARIO,
 ];
