@@ -16,8 +16,8 @@ use crate::wait::wait_until;
 
 /// Its address. Nothing answers there: an intruder need not.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 66);
-/// Its Ethernet address, which tells its frames in a capture from all others. Frames that it sends again bear it too: with
-/// a node's address the bridge would take the intruder for that node, and no longer bring the node its packets.
+/// Its Ethernet address, which tells its frames in a capture from all others. What it sends again bears it too: with a
+/// node's address the bridge would take the intruder for that node, and no longer bring the node its packets.
 pub const MAC: Mac = [0x02, 0, 0, 0, 0, 0x66];
 
 /// Its interface, and the bridge's end of the wire.

@@ -115,8 +115,8 @@ struct Way {
 }
 
 impl Way {
-    /// Does a packet of this size, headers included, arrive? A small one is sent after it: nothing overtakes here, so once
-    /// that has come, the other won't.
+    /// Does a packet of this size, headers included, arrive? A small one is sent after it: nothing overtakes here, so
+    /// once that has come, the other won't.
     fn carries(&mut self, size: u32) -> Result<bool> {
         for size in [size, SMALL] {
             self.number += 1;

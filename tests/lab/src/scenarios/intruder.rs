@@ -1,7 +1,7 @@
-//! A host that belongs to nobody's cluster sends plaintext, replays, forgeries and what old keys made: no pod gets any of it,
-//! and the node's counters say why.
+//! A host that belongs to nobody's cluster sends plaintext, replays, forgeries and what old keys made: no pod gets any of
+//! it, and the node's counters say why.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use secureoverlay_prober::snmp::udp_counter;
 
 use super::cluster::until;
+use super::held_back::{Held, spis};
 use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::processes::pids;
 use super::ring::Ring;
 use super::{manager, wire, xfrm};
-use crate::capture::Capture;
 use crate::frames::{self, Mac, ipip, udp, with_other_end, with_source};
 use crate::intruder::{ADDRESS, Intruder, MAC};
 use crate::lab::Lab;
@@ -33,22 +33,15 @@ pub const SCENARIO: Scenario = Scenario {
 
 /// Packets of each kind.
 const N: usize = 200;
-/// Probes a second in each direction: slow enough that what is held back for a minute is within the replay window of 4096.
+/// Probes a second in each direction: so few that what was held back for a minute is still within the replay window of
+/// 4096.
 const RATE: u32 = 50;
 /// How long nodes may take until they insist, once all encrypt.
 const INSISTING: Duration = Duration::from_secs(60);
 /// How long what was sent may take until it is counted.
 const COUNTED: Duration = Duration::from_secs(10);
-/// How long the capture may take that is to be injected: much less than the replay window covers.
-const CAPTURED: Duration = Duration::from_secs(30);
 /// The discard port (RFC 863): nobody listens there, and the pod's kernel counts what comes.
 const CLOSED: u16 = 9;
-/// ESP packets longer than this are of our own making: probes are shorter.
-const LONG: usize = 300;
-/// UDP payload that makes them so.
-const PAYLOAD: usize = 400;
-/// The packet filter that keeps them from the node.
-const TABLE: &str = "secureoverlay-intruder";
 
 /// What a kernel does not let in, and the counters of `/proc/net/xfrm_stat` of which one rises for each packet.
 struct Kind {
@@ -103,8 +96,10 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
         trial.attack(report, &AS_STRANGER, &plaintext(ADDRESS))?;
 
         note("ESP that the node has not seen yet");
-        let held = hold_back(lab, peer, &victim)?;
-        let [forged, moved, genuine, outdated] = quarters(&held.fresh)?;
+        let before = victim.delivered()?;
+        let held = Held::capture(lab, peer, node, (pod, CLOSED), N)?;
+        ensure!(victim.delivered()? == before, "packets that were to be held back were delivered");
+        let [forged, moved, genuine, outdated] = held.quarters()?;
         let from = |packets: &[Vec<u8>], source| -> Result<Vec<Vec<u8>>> {
             packets.iter().map(|it| with_source(it, source).context("not an IPv4 packet")).collect()
         };
@@ -261,69 +256,6 @@ impl Trial<'_> {
     }
 }
 
-/// Genuine ESP to the victim, from a capture.
-struct Held {
-    /// What the victim has not received.
-    fresh: Vec<Vec<u8>>,
-    /// Probes that it has.
-    probes: Vec<Vec<u8>>,
-}
-
-/// Lets `peer` send long datagrams to the victim's pod, captures what becomes of them, and keeps them from the victim.
-/// Only an ESP packet that was not received yet shows anything but the replay window at work.
-fn hold_back(lab: &Lab, peer: &Node, victim: &Victim<'_>) -> Result<Held> {
-    let (wanted, pod) = (4 * N, victim.pod);
-    let rule = format!(
-        "table bridge {TABLE} {{ chain hold {{ type filter hook forward priority 0; \
-         ip protocol 50 ip saddr {} ip daddr {} ip length > {LONG} drop; }}; }}",
-        peer.ip, victim.node.ip
-    );
-    let script =
-        format!("for i in {{1..{wanted}}}; do printf %0{PAYLOAD}d $i > /dev/udp/{pod}/{CLOSED}; done");
-    let capture = Capture::start("intruder-held-back", None)?;
-    let before = victim.delivered()?;
-    lab.in_network(&["nft", &rule])?;
-    let sent = lab.exec_ok(&peer.name, &["bash", "-c", &script]).and_then(|_| {
-        wait_until("enough ESP to be captured", CAPTURED, || {
-            let held = Held::of(&capture.so_far()?.packets, peer.ip, victim.node.ip);
-            Ok((held.fresh.len() >= wanted && held.probes.len() >= N).then_some(()))
-        })
-    });
-    lab.in_network(&["nft", "delete", "table", "bridge", TABLE])?;
-    let captured = capture.stop()?;
-    sent?;
-    ensure!(victim.delivered()? == before, "packets that were to be held back were delivered");
-    Ok(Held::of(&captured.packets, peer.ip, victim.node.ip))
-}
-
-impl Held {
-    fn of(packets: &[Packet], from: Ipv4Addr, to: Ipv4Addr) -> Self {
-        let esp = packets.iter().filter(|it| {
-            it.ip_protocol() == Some(50) && (it.source(), it.destination()) == (Some(from), Some(to))
-        });
-        let (fresh, probes): (Vec<&[u8]>, Vec<&[u8]>) =
-            esp.filter_map(Packet::ipv4).partition(|packet| packet.len() > LONG);
-        let last = probes.len().saturating_sub(N);
-        let owned = |packets: &[&[u8]]| packets.iter().map(|packet| packet.to_vec()).collect();
-        Self { fresh: owned(&fresh), probes: owned(&probes[last..]) }
-    }
-}
-
-/// Four times N packets.
-fn quarters(packets: &[Vec<u8>]) -> Result<[&[Vec<u8>]; 4]> {
-    ensure!(packets.len() >= 4 * N, "{} packets captured, and {} are needed", packets.len(), 4 * N);
-    Ok([0, 1, 2, 3].map(|quarter| &packets[quarter * N..(quarter + 1) * N]))
-}
-
-/// SPIs of ESP packets, as `ip xfrm` prints them.
-fn spis(packets: &[Vec<u8>]) -> BTreeSet<String> {
-    let spi = |packet: &Vec<u8>| {
-        let start = usize::from(packet.first()? & 15) * 4;
-        Some(u32::from_be_bytes(packet.get(start..start + 4)?.try_into().ok()?))
-    };
-    packets.iter().filter_map(spi).map(|spi| format!("{spi:#010x}")).collect()
-}
-
 fn is_ours(packet: &Packet) -> bool {
     packet.frame.get(6..12) == Some(&MAC[..])
 }
@@ -355,39 +287,6 @@ fn rise(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> BTreeMap
 mod tests {
     use super::*;
 
-    const NODE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 11);
-    const PEER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 12);
-
-    /// An ESP packet, made from a plaintext one.
-    fn esp(from: Ipv4Addr, to: Ipv4Addr, length: usize, spi: u32) -> Packet {
-        let mut packet = ipip(from, to, &[&spi.to_be_bytes()[..], &vec![0; length - 24]].concat());
-        packet[9] = 50;
-        Packet { time: Duration::ZERO, frame: frames::frame([1; 6], [2; 6], &packet) }
-    }
-
-    #[test]
-    fn what_is_held_back_is_told_from_probes() {
-        let mut packets = vec![esp(PEER, NODE, 476, 1), esp(NODE, PEER, 476, 1), esp(PEER, NODE, 140, 2)];
-        packets.push(Packet {
-            time: Duration::ZERO,
-            frame: frames::frame([1; 6], [2; 6], &ipip(PEER, NODE, &[0; 400])),
-        });
-        let held = Held::of(&packets, PEER, NODE);
-        assert_eq!(held.fresh, [packets[0].ipv4().unwrap()]);
-        assert_eq!(held.probes, [packets[2].ipv4().unwrap()]);
-        assert_eq!(spis(&held.fresh), ["0x00000001".to_owned()].into());
-        let many: Vec<Packet> = (0..300).map(|spi| esp(PEER, NODE, 140, spi)).collect();
-        let probes = Held::of(&many, PEER, NODE).probes;
-        assert_eq!((probes.len(), &probes[N - 1]), (N, &many[299].ipv4().unwrap().to_vec()));
-    }
-
-    #[test]
-    fn each_kind_has_packets_of_its_own() {
-        let packets: Vec<Vec<u8>> = (0..4 * N as u32).map(|number| number.to_be_bytes().to_vec()).collect();
-        assert_eq!(quarters(&packets).unwrap().concat(), packets);
-        assert!(quarters(&packets[1..]).is_err());
-    }
-
     #[test]
     fn addresses_are_those_of_all_interfaces() {
         let shown = "2: vec0    inet 10.200.0.11/24 scope global vec0\\       valid_lft forever preferred_lft forever\n\
@@ -412,11 +311,10 @@ mod tests {
 
     #[test]
     fn the_intruders_frames_are_known_by_their_source() {
-        let mut packet = esp(PEER, NODE, 140, 1);
-        assert!(!is_ours(&packet));
-        packet.frame = frames::frame([1; 6], MAC, packet.ipv4().unwrap());
-        assert!(is_ours(&packet));
-        packet.frame.truncate(10);
-        assert!(!is_ours(&packet));
+        let of = |frame: Vec<u8>| Packet { time: Duration::ZERO, frame };
+        let packet = ipip(ADDRESS, ADDRESS, &[]);
+        assert!(is_ours(&of(frames::frame([1; 6], MAC, &packet))));
+        assert!(!is_ours(&of(frames::frame(MAC, [1; 6], &packet))));
+        assert!(!is_ours(&of(frames::frame([1; 6], MAC, &packet)[..11].to_vec())));
     }
 }

@@ -7,6 +7,7 @@ mod dumpable;
 mod encrypt;
 mod flush;
 mod foreign;
+mod held_back;
 mod ike;
 mod intruder;
 mod junk;
