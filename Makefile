@@ -17,7 +17,7 @@ LAB := cargo lab
 
 # Every scenario of the gate. They share one lab, and neighbours that can an installation.
 SCENARIOS := encrypt wire suites rotate rotate-faults straggler flush limits junk reboot partition rotate-timed reapply \
-	not-a-removal mke-manifest foreign leaks bench-netlink
+	not-a-removal mke-manifest foreign leaks mtu bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
 

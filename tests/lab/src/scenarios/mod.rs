@@ -12,7 +12,9 @@ mod encrypt;
 pub mod enforcing;
 mod flush;
 mod foreign;
+mod held_back;
 mod ike;
+mod intruder;
 mod join_leave;
 mod junk;
 mod leaks;
@@ -20,6 +22,7 @@ mod limits;
 pub mod manager;
 pub mod metrics;
 mod mke_manifest;
+mod mtu;
 mod not_a_removal;
 pub mod overlay;
 mod partition;
@@ -66,6 +69,8 @@ pub static ALL: &[Scenario] = &[
     mke_manifest::SCENARIO,
     leaks::SCENARIO,
     foreign::SCENARIO,
+    intruder::SCENARIO,
     reboot::SCENARIO,
+    mtu::SCENARIO,
     bench_netlink::SCENARIO,
 ];

@@ -40,7 +40,7 @@ impl Ring {
         self.generations().count() == 1 && self.generation("active").is_some()
     }
 
-    /// How far it is insisted on: off, permissive or enforcing.
+    /// How far nodes insist: `off`, `permissive` or `enforcing`.
     pub fn enforcement(&self) -> &str {
         self.0["enforcement"].as_str().unwrap_or_default()
     }

@@ -69,6 +69,13 @@ impl Kernel {
         self.between(src, dst).filter_map(spi).collect()
     }
 
+    /// Plaintext is refused: what comes from so many peers must be ESP, and all else of protocol 4 is blocked.
+    pub fn insists(&self, peers: usize) -> bool {
+        let inbound = || self.policies.iter().filter(|entry| ours(entry) && entry.contains(" dir in "));
+        inbound().any(|entry| entry.contains(" action block "))
+            && inbound().filter(|entry| entry.contains(" tmpl ")).count() >= peers
+    }
+
     fn between(&self, src: Ipv4Addr, dst: Ipv4Addr) -> impl Iterator<Item = &String> {
         let pair = format!("src {src} dst {dst} ");
         self.states.iter().filter(move |entry| ours(entry) && entry.starts_with(&pair))
@@ -193,6 +200,16 @@ src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
         );
         let foreign = kernel.foreign();
         assert_eq!((foreign.states.len(), foreign.policies.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_kernel_insists_with_blocks_and_a_policy_for_each_peer() {
+        let required = POLICY.replace(" dir out ", " dir in ").replace("\tdir out ", "\tdir in ");
+        let of = |policies: &str| Kernel { states: BTreeSet::new(), policies: entries(policies) };
+        assert!(of(&required).insists(1));
+        assert!(!of(&required).insists(2), "a peer is missing");
+        assert!(!of(POLICY).insists(1), "nothing is required of the peer");
+        assert!(!of(&required.replace("action block", "action allow")).insists(1), "nothing is blocked");
     }
 
     #[test]
