@@ -66,6 +66,7 @@ fn word(node: usize, ring: &Ring) -> Acknowledgement {
         installation: None,
         receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
         sends: ring.active().map(|active| active.uid),
+        silent: false,
         burnt: BTreeMap::new(),
         spent: BTreeSet::new(),
         newest: ring.newest(),

@@ -35,7 +35,9 @@ fn end(n: u8, boot: u8) -> End {
 }
 
 fn peers(boots: &[(u8, u8)]) -> Peers {
-    let peer = |&(n, boot)| (addr(n), Peer { name: format!("node-{n}"), end: end(n, boot), excluded: false });
+    let peer = |&(n, boot)| {
+        (addr(n), Peer { name: format!("node-{n}"), end: end(n, boot), excluded: false, new: false })
+    };
     boots.iter().map(peer).collect()
 }
 
