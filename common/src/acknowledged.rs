@@ -1,7 +1,5 @@
 //! Facts from what the nodes themselves say.
 
-mod pending;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -18,6 +16,10 @@ use crate::{
     timed::Since,
     uid::Uid,
 };
+
+mod pending;
+
+pub use pending::PENDING_AFTER;
 
 /// After the last node has said that it no longer sends with a generation, packets of it may still be under way.
 pub const DRAIN: Duration = Duration::from_secs(5);

@@ -11,8 +11,6 @@
 //! from what the nodes say, [`crate::timed`] from the time that has passed. How far encryption is insisted on, and the
 //! way back to "off", is in `enforcing`.
 
-mod enforcing;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -29,6 +27,8 @@ use crate::{
     uid::Uid,
     wire,
 };
+
+mod enforcing;
 
 /// Generation ids above this are not believed; there is room for a rotation every millisecond for 8,000 years.
 pub const LAST_ID: u64 = 1 << 48;

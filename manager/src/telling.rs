@@ -185,7 +185,7 @@ impl Teller {
                 let count = act.after.pending.len();
                 tracing::info!(revision, reason, new = %Names(&act.pending), "{count} nodes are pending");
                 if !act.pending.is_empty() {
-                    let text = "are spoken to in the clear until they receive the generation in use";
+                    let text = "are spoken to in the clear until they receive the generation in use and ESP reaches them";
                     self.event(Reason::NodesPending, format!("{} {text}", Names(&act.pending)));
                 }
             }

@@ -356,10 +356,11 @@ const fn needs_proof(action: Action) -> bool {
         | Action::Stage
         | Action::Activate
         | Action::Drop
+        | Action::Pend
         | Action::Insist
         | Action::Silence
         | Action::Quit => true,
-        Action::Wait | Action::Rekey | Action::Pend | Action::Relent | Action::Reset => false,
+        Action::Wait | Action::Rekey | Action::Relent | Action::Reset => false,
     }
 }
 

@@ -274,7 +274,7 @@ fn the_first_generation_gives_everybody_a_minute() {
     let mut case = Case::new(&FIRST);
     case.said.remove("node-2");
     assert_eq!(pending(&case.observe()), []);
-    case.now += pending::PENDING_AFTER;
+    case.now += PENDING_AFTER;
     let facts = case.observe();
     assert_eq!(
         (pending(&facts), awaits(&facts.all_receive)),
