@@ -388,6 +388,38 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_later_is_new_for_a_while() {
+        let now = Instant::now();
+        let mut roster = roster(3, now);
+        let new = |roster: &mut Roster, now| {
+            let view = roster.view(now);
+            let new = view.peers.values().filter(|peer| peer.new).map(|peer| peer.name.clone());
+            (new.collect::<Vec<_>>(), view.wake_at)
+        };
+        assert_eq!(new(&mut roster, now), (vec![], None), "those of the first list are not");
+        roster.apply(node(4, 104), now);
+        roster.apply(node(2, 102), now);
+        assert_eq!(new(&mut roster, now), (vec!["node-4".into()], Some(now + NEW)));
+        let later = now + NEW / 2;
+        roster.apply(node(4, 104), later);
+        roster.apply(node(3, 53), later);
+        assert_eq!(new(&mut roster, later), (vec!["node-3".into(), "node-4".into()], Some(now + NEW)));
+        let over = now + NEW;
+        assert_eq!(new(&mut roster, over), (vec!["node-3".into()], Some(later + NEW)), "a reboot");
+        let end = later + NEW;
+        assert_eq!(new(&mut roster, end), (vec![], None));
+        roster.apply(NodeFacts { addr: Some([192, 0, 2, 77].into()), ..node(2, 102) }, end);
+        assert_eq!(new(&mut roster, end).0, ["node-2"], "another address");
+        roster.apply(NodeFacts { excluded: true, ..node(3, 53) }, end + NEW);
+        assert_eq!(new(&mut roster, end + NEW), (vec![], None));
+        roster.apply(node(3, 53), end + NEW);
+        assert_eq!(new(&mut roster, end + NEW).0, ["node-3"], "it takes part again");
+        roster.delete("node-4", end + NEW);
+        roster.apply(node(4, 104), end + NEW);
+        assert_eq!(new(&mut roster, end + NEW).0, ["node-3"], "it was only gone for a moment");
+    }
+
+    #[test]
     fn boot_ids_that_are_missing_or_superseded_are_not_used() {
         let now = Instant::now();
         let mut roster = roster(3, now);

@@ -229,6 +229,10 @@ mod tests {
         );
         assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
         assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()));
+        let mut pending = target.clone();
+        let program = pending.content.as_mut().unwrap();
+        program.ring = Arc::new(Ring { pending: [uid(1)].into(), ..(*program.ring).clone() });
+        assert_eq!(wanted(&Seen { applied: Some(&pending), ..seen }).status.message, PENDING);
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
     }
