@@ -29,6 +29,7 @@ pub fn acknowledge(
         installation,
         receives: received.map(|generation| (generation.uid, generation.incarnations.clone())).collect(),
         sends: outcome.sends,
+        silent: outcome.silent,
         burnt: outcome.burnt.clone(),
         spent: outcome.spent.clone(),
         newest,
@@ -90,6 +91,7 @@ mod tests {
             installation: Some(uid(77)),
             receives: [(uid(202), [(uid(7), 2)].into())].into(),
             sends: Some(uid(201)),
+            silent: false,
             burnt: [(uid(201), 4)].into(),
             spent: [uid(201)].into(),
             newest: 9,
@@ -99,6 +101,7 @@ mod tests {
         };
         assert_eq!(said, expected);
         let silent = acknowledge(None, &local, None, 9, &Outcome::default());
+        assert!(!silent.silent, "a run that says nothing of it");
         assert!(silent.receives.is_empty() && silent.sends.is_none() && silent.newest == 9);
     }
 }

@@ -60,6 +60,8 @@ pub struct Outcome {
     /// The generation that every outbound ESP policy in the kernel sends with, with all that are planned in place, those
     /// aside that a foreign policy keeps out.
     pub sends: Option<Uid>,
+    /// No policy of ours in the kernel sends with any generation.
+    pub silent: bool,
     /// Something of ours in the kernel turns plaintext away.
     pub insists: bool,
     /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
@@ -177,6 +179,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut planned = planned_pins(plan);
         planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
         outcome.sends = plan.active.filter(|_| pins.by_policy == planned);
+        outcome.silent = pins.by_policy.is_empty();
         outcome.insists = !pins.insisting.is_empty();
         outcome.burnt = self.burnt(plan);
         outcome.spent = self.spent(plan, &actual);

@@ -17,6 +17,10 @@ const MESSAGE: usize = 500;
 /// What there is to say where nothing is wrong. No text is left empty: an API server may refuse that.
 const WELL: &str = "all is well";
 
+/// Where the ring says that this node is pending.
+const PENDING: &str =
+    "peers and this node talk in the clear until the manager knows that ESP reaches this node";
+
 /// The status to bring the object to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
@@ -61,11 +65,13 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
     };
     let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
-    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).unwrap_or(WELL);
+    let pending = ring.filter(|ring| on && ring.pending.contains(&said.node)).map(|_| PENDING);
+    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).or(pending);
+    let message = message.unwrap_or(WELL);
     let status = NodeEncryptionStatus {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
-        enforcement: name(enforcement).to_owned(),
+        enforcement: enforcement.name().to_owned(),
         sends: ids(&|generation| said.sends == Some(generation.uid)),
         receives: ids(&|generation| said.receives.contains_key(&generation.uid)),
         peers: format!("{}/{}", seen.peers.0, seen.peers.1),
@@ -83,14 +89,6 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         heartbeat: None,
     };
     Wanted { node: said.node, peers: seen.peers.1, status }
-}
-
-const fn name(enforcement: Enforcement) -> &'static str {
-    match enforcement {
-        Enforcement::Off => "off",
-        Enforcement::Permissive => "permissive",
-        Enforcement::Enforcing => "enforcing",
-    }
 }
 
 fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
@@ -181,6 +179,7 @@ mod tests {
             installation: None,
             receives: [uid(42), uid(43)].map(|uid| (uid, [].into())).into(),
             sends: Some(uid(42)),
+            silent: false,
             burnt: [].into(),
             spent: [].into(),
             newest: 43,
@@ -230,6 +229,10 @@ mod tests {
         );
         assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
         assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()));
+        let mut pending = target.clone();
+        let program = pending.content.as_mut().unwrap();
+        program.ring = Arc::new(Ring { pending: [uid(1)].into(), ..(*program.ring).clone() });
+        assert_eq!(wanted(&Seen { applied: Some(&pending), ..seen }).status.message, PENDING);
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
     }

@@ -60,6 +60,7 @@ impl<'c> Guest<'c> {
             installation: ring.installation,
             receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
             sends: ring.active().map(|active| active.uid),
+            silent: false,
             burnt: Default::default(),
             spent: Default::default(),
             newest: ring.newest(),
