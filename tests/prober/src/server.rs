@@ -20,8 +20,8 @@ use crate::{
     snmp,
 };
 
-/// With the kernel's default buffer a busy node loses a fifth of the packets in the socket.
-const RECEIVE_BUFFER: usize = 16 << 20;
+/// A packet counts with all the memory that its driver took for it, which may be 64 KiB: this is room for thousands.
+const RECEIVE_BUFFER: usize = 128 << 20;
 const MAX_RUNS: usize = 4;
 const MAX_PEERS: usize = 256;
 const MAX_RATE: u32 = 20_000;

@@ -35,7 +35,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         left += states + policies;
         enforcing::check_off(report, probe)?;
         totals.event(report, probe, "enforce auto, from off", false, || {
-            enforcing::request(lab, "auto")?;
+            enforcing::request_nothing(lab)?;
             enforcing::wait(lab)
         })?;
         totals.event(report, probe, "off at once from enforcing", false, || {
@@ -50,5 +50,5 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     totals.tell(report);
     report.expect("left", left as u64, 0);
     // Back to what the manifest says.
-    enforcing::request(lab, "auto")
+    enforcing::request_nothing(lab)
 }

@@ -20,6 +20,11 @@ pub fn request(lab: &Lab, rung: &str) -> Result<()> {
     manager::enforce(lab, &[rung, "--wait"]).map(drop)
 }
 
+/// Takes back what was requested: what the manager was started with counts again.
+pub fn request_nothing(lab: &Lab) -> Result<()> {
+    manager::enforce(lab, &["auto"]).map(drop)
+}
+
 /// Waits until ring, kernels and `kubectl get nodeencryptions` say that nothing leaves or enters in the clear.
 pub fn wait(lab: &Lab) -> Result<()> {
     until("every node to insist", PATIENCE, || insists(lab, lab.nodes()))

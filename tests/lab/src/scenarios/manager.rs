@@ -21,7 +21,8 @@ pub fn enforce(lab: &Lab, arguments: &[&str]) -> Result<String> {
 fn run(lab: &Lab, command: &str, arguments: &[&str]) -> Result<String> {
     let program = product::programs()?.join("ucp-secureoverlay-mgr");
     let program = program.to_str().context("the build directory's path is not text")?;
-    output(lab.inside_command(program).arg(command).args(arguments))
+    // An error is a sentence for people.
+    output(lab.inside_command(program).env_remove("RUST_BACKTRACE").arg(command).args(arguments))
 }
 
 /// A field of the node's NodeEncryption status; `None` while there is no object or no such field.
