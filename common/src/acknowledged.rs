@@ -219,11 +219,13 @@ impl Acknowledged {
         now: Instant,
     ) -> Answer {
         let waited = self.since.waited(old, now);
+        // What it said may have been lost while it goes on sending: so it is not left out at once.
+        let left_behind = |node: &Expected<'_>| node.is_mute() && waited >= self.limit;
         let switched = self.all(expected, sight.pressed, waited, |node| {
             let quiet = |said: &Acknowledgement| said.silent && (active.is_none() || node.pending);
             let follows =
                 |said: &Acknowledgement| active.is_some_and(|active| said.sends == Some(active.uid));
-            node.is_mute() || node.says(|said| quiet(said) || follows(said))
+            left_behind(node) || node.says(|said| quiet(said) || follows(said))
         });
         self.drained(old, switched, now)
     }
@@ -348,7 +350,7 @@ impl Expected<'_> {
         self.said.is_some_and(what)
     }
 
-    /// It has said nothing since it booted, and peers know: nothing is lost without it.
+    /// Nothing that it has said since it booted is to be had, and peers know.
     const fn is_mute(&self) -> bool {
         self.pending && self.said.is_none()
     }
