@@ -26,6 +26,7 @@ pub mod roster;
 pub mod run;
 pub mod source;
 pub mod status;
+pub mod surroundings;
 pub mod watching;
 pub mod worker;
 pub mod writer;

@@ -9,7 +9,7 @@ use secureoverlay_common::{
 };
 use secureoverlay_daemon::node_encryption::NodeEncryptionStatus;
 
-use crate::{agent::Target, mtu::Finding, plan::Stage};
+use crate::{agent::Target, mtu::Finding, plan::Stage, surroundings::Surroundings};
 
 /// Characters of a message; the rest is in the log.
 const MESSAGE: usize = 500;
@@ -41,6 +41,8 @@ pub struct Seen<'s> {
     pub peers: (usize, usize),
     /// The tunnel's MTU.
     pub mtu: Option<&'s Finding>,
+    /// What lets traffic past the policies, once that was looked at.
+    pub surroundings: Option<&'s Surroundings>,
     /// What is wrong in the kernel, if anything.
     pub kernel: Option<&'s str>,
     /// What is wrong with Nodes, or that this one is excluded.
@@ -61,7 +63,8 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
     };
     let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
-    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).unwrap_or(WELL);
+    let obstacle = said.obstacles.first().map(String::as_str);
+    let problem = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(obstacle).or(mtu_problem.as_deref());
     let status = NodeEncryptionStatus {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
@@ -77,7 +80,7 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
             },
         ),
         next_rotation: ring.and_then(|ring| ring.next_rotation),
-        message: short(message),
+        message: short(problem.unwrap_or(WELL)),
         awaited: None,
         conditions: conditions(seen, mtu_problem.as_deref()),
         heartbeat: None,
@@ -108,6 +111,14 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
         (Some(_), None) => condition("MtuValid", "True", "TunnelFits", "the tunnel leaves room for ESP"),
         (None, None) => condition("MtuValid", "Unknown", "NotMeasured", "no tunnel device, or no keys"),
     };
+    let coverage = match seen.surroundings.map(|surroundings| surroundings.around.first()) {
+        Some(Some(around)) => condition("CoverageComplete", "False", "RoutesAroundTunnel", around),
+        Some(None) => {
+            let covered = "no route to a peer's pods leads around the tunnel";
+            condition("CoverageComplete", "True", "TunnelTakesAll", covered)
+        }
+        None => condition("CoverageComplete", "Unknown", "NotLookedAt", "no keys yet"),
+    };
     let (programmed, desired) = seen.peers;
     let missing = format!("{} of {desired} peers lack an SA or a policy", desired.saturating_sub(programmed));
     let peers = match (programmed == desired, seen.kernel) {
@@ -122,7 +133,7 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
         None => condition("Ready", "True", "Encrypting", WELL),
         Some(cause) => condition("Ready", "False", &cause.reason, &cause.message),
     };
-    vec![ready, keys, mtu, peers]
+    vec![ready, keys, mtu, peers, coverage]
 }
 
 /// Its time is filled in by whoever writes it, and knows what was written before.
@@ -143,7 +154,7 @@ fn short(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeSet, sync::Arc};
 
     use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite, wire::End};
 
@@ -211,6 +222,7 @@ mod tests {
             ring_problem: None,
             peers: (42, 42),
             mtu: Some(&mtu),
+            surroundings: Some(&Surroundings::default()),
             kernel: None,
             nodes: None,
         };
@@ -225,13 +237,37 @@ mod tests {
                 ("Ready", "True", "Encrypting"),
                 ("KeysValid", "True", "RingApplied"),
                 ("MtuValid", "True", "TunnelFits"),
-                ("PeersProgrammed", "True", "AllProgrammed")
+                ("PeersProgrammed", "True", "AllProgrammed"),
+                ("CoverageComplete", "True", "TunnelTakesAll")
             ]
         );
         assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
         assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()));
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
+    }
+
+    #[test]
+    fn what_lets_traffic_past_is_named() {
+        let (target, around) = (target(Stage::Normal), BTreeSet::from(["around it".to_owned()]));
+        let said = Acknowledgement { obstacles: around.clone(), ..said() };
+        let surroundings = Surroundings { around, ..Surroundings::default() };
+        let status = wanted(&Seen {
+            said: &said,
+            applied: Some(&target),
+            ring_problem: None,
+            peers: (42, 42),
+            mtu: None,
+            surroundings: Some(&surroundings),
+            kernel: None,
+            nodes: None,
+        })
+        .status;
+        assert_eq!(states(&status)[4], ("CoverageComplete", "False", "RoutesAroundTunnel"));
+        assert_eq!(
+            (status.message.as_str(), status.conditions[4].message.as_str()),
+            ("around it", "around it")
+        );
     }
 
     #[test]
@@ -243,6 +279,7 @@ mod tests {
             ring_problem: None,
             peers: (41, 42),
             mtu: Some(&mtu),
+            surroundings: None,
             kernel: None,
             nodes: None,
         };
@@ -252,7 +289,11 @@ mod tests {
         assert_eq!(states(&status)[0], ("Ready", "False", "PeersMissing"));
         assert_eq!(
             states(&status)[2..],
-            [("MtuValid", "False", "TunnelTooLarge"), ("PeersProgrammed", "False", "PeersMissing")]
+            [
+                ("MtuValid", "False", "TunnelTooLarge"),
+                ("PeersProgrammed", "False", "PeersMissing"),
+                ("CoverageComplete", "Unknown", "NotLookedAt")
+            ]
         );
         assert_eq!(status.conditions[3].message, "1 of 42 peers lack an SA or a policy");
         let long = "x".repeat(3 * MESSAGE);

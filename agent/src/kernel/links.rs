@@ -136,12 +136,10 @@ impl LinkSocket {
     /// # Errors
     /// The kernel refuses, or its answer can't be read.
     pub fn ways(&mut self) -> Result<Vec<Way>, KernelError> {
-        let ways = self.requests.dump(
-            Rtm::Getroute.into(),
-            &ways_request(),
-            "reading the routes",
-            |payload| parse_ways(payload).map(Some),
-        )?;
+        let ways =
+            self.requests.dump(Rtm::Getroute.into(), &ways_request(), "reading the routes", |payload| {
+                parse_ways(payload).map(Some)
+            })?;
         Ok(ways.into_iter().flatten().collect())
     }
 }
@@ -279,10 +277,12 @@ pub fn parse_ways(payload: &[u8]) -> Result<Vec<Way>, Malformed> {
 fn parse_hops(to: Net, mut bytes: &[u8]) -> Result<Vec<Way>, Malformed> {
     let mut ways = Vec::new();
     while !bytes.is_empty() {
-        let header = bytes.first_chunk::<HOP_LEN>().ok_or_else(|| Malformed("a next hop is cut off".into()))?;
+        let header =
+            bytes.first_chunk::<HOP_LEN>().ok_or_else(|| Malformed("a next hop is cut off".into()))?;
         let [low, high, _, _, oif @ ..] = *header;
         let length = usize::from(u16::from_ne_bytes([low, high]));
-        let hop = bytes.get(HOP_LEN..length).ok_or_else(|| Malformed(format!("a next hop of {length} bytes")))?;
+        let hop =
+            bytes.get(HOP_LEN..length).ok_or_else(|| Malformed(format!("a next hop of {length} bytes")))?;
         for attribute in frame::attributes(hop) {
             let attribute = attribute?;
             if let (true, Ok(gateway)) =

@@ -107,7 +107,8 @@ fn ways_are_the_main_tables_routes_with_a_next_hop() {
         other[at] = value;
         assert_eq!(parse_ways(&other), Ok(vec![]), "{what}");
     }
-    for bad in ["1000 0900 1000 00 00 06000000 0800", "0c00 0900 0700 00 00 06000000", "0800 0900 0800 00 00"] {
+    for bad in ["1000 0900 1000 00 00 06000000 0800", "0c00 0900 0700 00 00 06000000", "0800 0900 0800 00 00"]
+    {
         assert!(parse_ways(&way(bad)).is_err(), "{bad}");
     }
 }

@@ -17,7 +17,7 @@ const NOXFRM: usize = 14;
 const NOPOLICY: usize = 15;
 
 /// Both switches of an interface, or of all. Each counts if it is set for either of the two (`IN_DEV_ORCONF` in
-/// `linux/inetdevice.h`; kernels before 5.12 look at the interface alone). `None` where the kernel does not say.
+/// `linux/inetdevice.h`; older kernels look at the interface alone). `None` where the kernel does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Switches {
     /// `disable_xfrm`: what leaves by the interface is not encrypted.
@@ -85,8 +85,7 @@ mod tests {
     #[test]
     fn each_switch_has_its_place() {
         for (noxfrm, nopolicy) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
-            let expected =
-                Switches { disable_xfrm: Some(noxfrm != 0), disable_policy: Some(nopolicy != 0) };
+            let expected = Switches { disable_xfrm: Some(noxfrm != 0), disable_policy: Some(nopolicy != 0) };
             assert_eq!(Switches::parse(&af_spec(noxfrm, nopolicy)), Ok(expected));
         }
     }

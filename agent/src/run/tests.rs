@@ -16,6 +16,7 @@ use crate::{
     model_kernel::ModelKernel,
     mtu::Facts,
     removal::Sighting,
+    surroundings::Surroundings,
     xfrm::{Actual, Op},
 };
 
@@ -97,7 +98,7 @@ impl Whole {
         thread::spawn(move || {
             worker::work(
                 || Ok(opened.clone()),
-                |_| Ok(Facts::default()),
+                |_| Ok((Facts::default(), Surroundings::default())),
                 Default::default(),
                 &jobs,
                 &reports,
