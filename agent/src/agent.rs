@@ -293,6 +293,10 @@ impl Agent {
         self.newest = (installation, if of == installation { newest.max(seen) } else { newest });
         self.said = local.map(|local| acknowledge(ring, &local, installation, self.newest.1, outcome));
         self.obstacles[1].clone_from(&outcome.overruled);
+        if target.content.is_none() {
+            // Nobody looks around while there is nothing to insist on.
+            self.obstacles[0].clear();
+        }
         self.say_obstacles();
     }
 

@@ -3,6 +3,7 @@
 pub mod acknowledging;
 pub mod agent;
 pub mod ages;
+pub mod check;
 pub mod cleanup;
 pub mod config;
 pub mod daemon_set;

@@ -183,6 +183,8 @@ fn the_loopback_is_as_everywhere() {
     // Unlike everything else it is born outside of IPsec.
     let switches = Switches { disable_xfrm: Some(true), disable_policy: Some(true) };
     assert_eq!(lo.switches, switches);
+    // Whatever routes there are here, the dump comes to its end.
+    assert!(socket.ways().unwrap().iter().all(|way| way.gateway.is_ipv4() && way.oif > 0));
     if lo.up {
         assert!(lo.addresses.contains(&Ipv4Addr::LOCALHOST.into()), "{lo:?}");
         let route = socket.route_to(Ipv4Addr::LOCALHOST.into()).unwrap().unwrap();

@@ -83,6 +83,10 @@ struct Whole {
 
 impl Whole {
     fn start(answer: Answer) -> Self {
+        Self::amid(Surroundings::default(), answer)
+    }
+
+    fn amid(surroundings: Surroundings, answer: Answer) -> Self {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -98,7 +102,7 @@ impl Whole {
         thread::spawn(move || {
             worker::work(
                 || Ok(opened.clone()),
-                |_| Ok((Facts::default(), Surroundings::default())),
+                |_| Ok((Facts::default(), surroundings.clone())),
                 Default::default(),
                 &jobs,
                 &reports,
@@ -202,6 +206,22 @@ async fn a_flush_is_noticed_and_told_long_before_the_resync() {
     timeout(DEADLINE, whole.wanted.wait_for(burnt)).await.expect("it is told").unwrap();
     let log = whole.end().await;
     assert!(log.contains("kernel was given count=2"), "{log}");
+}
+
+#[tokio::test]
+async fn what_lets_traffic_past_is_told_from_the_first_word_on() {
+    let around = ["a route around".to_owned()].into();
+    let surroundings = Surroundings { around, astray: 1, ..Surroundings::default() };
+    let mut whole = Whole::amid(surroundings, Answer::Verdict(Verdict::Restart));
+    whole.encrypt().await;
+    let first = timeout(DEADLINE, whole.wanted.wait_for(Option::is_some)).await.expect("it is told").unwrap();
+    let status = first.as_ref().unwrap().status.clone();
+    drop(first);
+    assert!(status.acknowledgement.unwrap().obstacles.contains("a route around"));
+    let coverage = status.conditions.iter().find(|condition| condition.type_ == "CoverageComplete");
+    assert_eq!(coverage.unwrap().status, "False");
+    let log = whole.end().await;
+    assert!(log.contains("something lets traffic past encryption: a route around"), "{log}");
 }
 
 #[tokio::test]
