@@ -86,7 +86,7 @@ fn policies_of_others_are_seen_where_they_come_first() {
         "src 0.0.0.0/0 dst 0.0.0.0/0 dir out priority 100",
         "src 192.0.2.0/24 dst 192.0.2.0/24 proto 4 dir in priority 24256",
         // None of these comes first for the tunnel.
-        "src 0.0.0.0/0 dst 0.0.0.0/0 dir out priority 30000",
+        "src 192.0.2.1/32 dst 0.0.0.0/0 dir out priority 30000",
         "src 0.0.0.0/0 dst 0.0.0.0/0 proto tcp dir in priority 1",
         "src 0.0.0.0/0 dst 0.0.0.0/0 dir in priority 1 mark 7",
         "src 0.0.0.0/0 dst 0.0.0.0/0 dir out priority 1 if_id 7",
