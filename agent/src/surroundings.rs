@@ -67,6 +67,13 @@ impl Surroundings {
         }
     }
 
+    /// Where the kernel can't be asked: for all that is known, traffic goes anywhere.
+    #[must_use]
+    pub fn unseen(error: &str) -> Self {
+        let text = format!("what leads around the tunnel can't be seen: {error}");
+        Self { around: [text].into(), ..Self::default() }
+    }
+
     /// All of it that speaks against insisting.
     #[must_use]
     pub fn obstacles(&self) -> BTreeSet<String> {

@@ -62,6 +62,7 @@ pub fn work<K: Kernel>(
     let mut current: Option<(Target, Plan)> = None;
     let mut counts = None;
     let mut measured = None;
+    let mut seen = false;
     let mut look = |target: Option<&Target>, measured: &mut Option<Instant>| {
         let program = target.and_then(|target| target.content.as_ref());
         let due = measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY);
@@ -69,10 +70,18 @@ pub fn work<K: Kernel>(
         *measured = Some(Instant::now());
         match measure(program) {
             Ok((mtu, surroundings)) => {
+                seen = true;
                 news.send(News::Mtu(Ok(mtu)))?;
                 news.send(News::Surroundings(Box::new(surroundings)))
             }
-            Err(error) => news.send(News::Mtu(Err(error.to_string()))),
+            Err(error) => {
+                let error = error.to_string();
+                // What was seen once goes on counting. That nothing was seen yet must not pass for nothing being there.
+                if !seen {
+                    news.send(News::Surroundings(Box::new(Surroundings::unseen(&error))))?;
+                }
+                news.send(News::Mtu(Err(error)))
+            }
         }
     };
     loop {
