@@ -102,3 +102,30 @@ fn look_at_network(
         report.extend(findings::policies(actual, &place));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_xfrm_fails_and_one_that_forbids_leaves_us_blind() {
+        let open = |errno: Errno| KernelError::Open { subsystem: "XFRM", source: errno.into() };
+        assert!(lacks_xfrm(&open(Errno::PROTONOSUPPORT)) && lacks_xfrm(&open(Errno::CONNREFUSED)));
+        assert!(!lacks_xfrm(&open(Errno::PERM)) && !lacks_xfrm(&KernelError::NoAnswer { doing: "asking" }));
+    }
+
+    #[tokio::test]
+    async fn wherever_it_runs_everything_has_a_line() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut report = Report::default();
+        let unreachable = Err("no API here".to_owned());
+        look_at_network(&mut report, None, &unreachable, Some(&Actual::default()));
+        report.push(findings::api(&unreachable));
+        report.push(findings::agent(nobody, readyz::ask(nobody)));
+        let text = report.to_string();
+        for what in ["node", "sysctl", "source", "coverage", "policy", "api", "agent"] {
+            let named = |line: &str| line.split_whitespace().nth(1) == Some(what);
+            assert!(text.lines().any(named), "{what} is missing:\n{text}");
+        }
+    }
+}
