@@ -2,6 +2,7 @@
 //! the kernel to and when comes out.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use secureoverlay_common::{
 };
 
 use crate::{
-    acknowledging::acknowledge,
+    acknowledging::{acknowledge, obstacles},
     descent::Descent,
     held::{Content, Held, Installation},
     plan::Stage,
@@ -56,6 +57,8 @@ pub enum Event {
     DaemonSet(Option<Sighting>),
     /// Somebody changed policies, or an SA reached a limit.
     Kernel,
+    /// What lets traffic past the policies, in sentences for people.
+    Surroundings(BTreeSet<String>),
     /// The process is asked to end, and this was found to be the reason.
     Ending(Verdict),
 }
@@ -116,6 +119,8 @@ pub struct Agent {
     reached: Option<Target>,
     retry: Duration,
     said: Option<Acknowledgement>,
+    /// What speaks against insisting: around the tunnel, and among the kernel's policies.
+    obstacles: [BTreeSet<String>; 2],
     applied: Option<Target>,
     /// The highest id of a generation in this installation's rings.
     newest: (Option<Uid>, u64),
@@ -145,6 +150,7 @@ impl Agent {
             reached: None,
             retry: RETRY_FIRST,
             said: None,
+            obstacles: Default::default(),
             applied: None,
             newest: (None, 0),
         }
@@ -163,6 +169,11 @@ impl Agent {
             Event::DaemonSet(sighting) => self.see_daemon_set(sighting),
             Event::Kernel => {
                 self.look_at = earliest(self.look_at, Some(now + KERNEL_PAUSE));
+                return;
+            }
+            Event::Surroundings(obstacles) => {
+                self.obstacles[0] = obstacles;
+                self.say_obstacles();
                 return;
             }
             Event::Ending(verdict) => {
@@ -281,6 +292,18 @@ impl Agent {
         let (of, seen) = self.newest;
         self.newest = (installation, if of == installation { newest.max(seen) } else { newest });
         self.said = local.map(|local| acknowledge(ring, &local, installation, self.newest.1, outcome));
+        self.obstacles[1].clone_from(&outcome.overruled);
+        if target.content.is_none() {
+            // Nobody looks around while there is nothing to insist on.
+            self.obstacles[0].clear();
+        }
+        self.say_obstacles();
+    }
+
+    fn say_obstacles(&mut self) {
+        if let Some(said) = &mut self.said {
+            said.obstacles = obstacles(self.obstacles.iter().flatten());
+        }
     }
 
     /// What the kernel was last brought to, or as near to it as was possible.

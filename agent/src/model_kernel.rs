@@ -62,8 +62,15 @@ impl ModelKernel {
 
     /// Somebody else adds a policy.
     pub fn add_foreign_policy(&mut self, id: PolicyId) {
-        let policy =
-            ActualPolicy { id, index: 8, priority: 1, protocol: 4, owner: Owner::Foreign, action: None };
+        let policy = ActualPolicy {
+            id,
+            index: 8,
+            priority: 1,
+            protocol: 4,
+            conditional: false,
+            owner: Owner::Foreign,
+            action: None,
+        };
         self.policies.insert(id, policy);
     }
 
@@ -152,6 +159,7 @@ impl ModelKernel {
             index: 0,
             priority: policy.action.priority(),
             protocol: 4,
+            conditional: false,
             owner: Owner::Ours,
             action: Some(policy.action),
         };

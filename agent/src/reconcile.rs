@@ -13,7 +13,8 @@ use crate::{
     journal::{Entry, Journal, Keeping},
     kernel::{Counts, Kernel, KernelError, OpError, OpErrorKind},
     plan::{Plan, PlannedSa, Sender},
-    xfrm::{Action, Actual, Direction, Op, Owner, Policy, PolicyId, SaId},
+    surroundings::overruling,
+    xfrm::{Action, Actual, Direction, Net, Op, Owner, Policy, PolicyId, SaId},
 };
 
 /// A kernel, and what is remembered of it.
@@ -72,6 +73,8 @@ pub struct Outcome {
     pub lost: usize,
     /// How the journal is kept.
     pub journal: Option<Keeping>,
+    /// Policies of others that come before ours, in sentences for people.
+    pub overruled: BTreeSet<String>,
     /// How many SAs and policies there should be in the kernel now, ours and foreign.
     pub counts: Option<Counts>,
 }
@@ -121,8 +124,9 @@ impl<K: Kernel> Reconciler<K> {
         self.journal.suspect(plan.generations.iter().map(|(uid, standing)| (*uid, standing.incarnation)));
         let known = (self.journal.record(), self.journal.whole());
         let diff = diff(&actual, plan, known, &mut self.memory, now);
+        let overruled = overruling(&actual.policies, &plan.states.values().map(pair));
         let (findings, wake_at, lost) = (diff.findings, diff.wake_at, diff.lost);
-        let mut outcome = Outcome { findings, wake_at, lost, counts, ..Outcome::default() };
+        let mut outcome = Outcome { findings, wake_at, lost, overruled, counts, ..Outcome::default() };
         // Losses must be known to the next agent before they are mended.
         let mut writable = self.write(&diff.entries, &mut outcome);
         let mut unavailable = diff.unavailable;
@@ -341,6 +345,12 @@ fn remote(plan: &Plan, op: &Op) -> Option<IpAddr> {
 
 fn peer_of(plan: &Plan, id: SaId) -> Option<IpAddr> {
     plan.states.get(&id).map(peer)
+}
+
+/// The two ends that an SA of the plan is between.
+fn pair(planned: &PlannedSa) -> PolicyId {
+    let (src, dst) = (Net::host(planned.sa.src), Net::host(planned.sa.id.dst));
+    PolicyId { direction: planned.direction, src, dst }
 }
 
 fn peer(planned: &PlannedSa) -> IpAddr {

@@ -14,6 +14,7 @@ use crate::{
     mtu::{self, Finding},
     plan::Stage,
     status::{Seen, Wanted, wanted},
+    surroundings::Surroundings,
     worker::Attempted,
 };
 
@@ -37,6 +38,8 @@ pub struct Reporter {
     facts: mtu::Facts,
     mtu: Option<Finding>,
     mtu_failure: Option<String>,
+    surroundings: Option<Surroundings>,
+    obstacles: BTreeSet<String>,
     late: bool,
 }
 
@@ -64,6 +67,8 @@ impl Reporter {
             facts: mtu::Facts::default(),
             mtu: None,
             mtu_failure: None,
+            surroundings: None,
+            obstacles: BTreeSet::new(),
             late: false,
         }
     }
@@ -187,6 +192,28 @@ impl Reporter {
             (count, _) => self.kernel.ready_but(format!("{count} findings, see the log")),
         }
         changes(&mut self.findings, findings, "the kernel is not as it should be", "finding is over");
+        self.say_obstacles(agent);
+    }
+
+    /// Takes what lets traffic past the policies.
+    pub fn surroundings(&mut self, agent: &Agent, surroundings: Surroundings) {
+        let unread = surroundings.unread.as_ref();
+        if let Some(error) =
+            unread.filter(|_| self.surroundings.as_ref().and_then(|s| s.unread.as_ref()) != unread)
+        {
+            tracing::debug!(error, "cannot see whether a sysctl takes all interfaces out of IPsec");
+        }
+        self.metrics.astray(surroundings.astray);
+        self.surroundings = Some(surroundings);
+        self.say_obstacles(agent);
+    }
+
+    fn say_obstacles(&mut self, agent: &Agent) {
+        let Some(said) = agent.acknowledgement() else { return };
+        self.metrics.obstacles(said.obstacles.len());
+        let (came, went) =
+            ("something lets traffic past encryption", "this no longer lets traffic past encryption");
+        changes(&mut self.obstacles, said.obstacles.clone(), came, went);
     }
 
     /// Takes the MTUs of this node.
@@ -245,6 +272,7 @@ impl Reporter {
             ring_problem: self.ring_problem.as_deref(),
             peers: self.peers.unwrap_or_default(),
             mtu: self.mtu.as_ref(),
+            surroundings: self.surroundings.as_ref(),
             kernel: self.findings.first().map(String::as_str),
             nodes: match agent.view() {
                 Some(view) if view.excluded => Some(EXCLUDED),

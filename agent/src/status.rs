@@ -9,7 +9,7 @@ use secureoverlay_common::{
 };
 use secureoverlay_daemon::node_encryption::NodeEncryptionStatus;
 
-use crate::{agent::Target, mtu::Finding, plan::Stage};
+use crate::{agent::Target, mtu::Finding, plan::Stage, surroundings::Surroundings};
 
 /// Characters of a message; the rest is in the log.
 const MESSAGE: usize = 500;
@@ -45,6 +45,8 @@ pub struct Seen<'s> {
     pub peers: (usize, usize),
     /// The tunnel's MTU.
     pub mtu: Option<&'s Finding>,
+    /// What lets traffic past the policies, once that was looked at.
+    pub surroundings: Option<&'s Surroundings>,
     /// What is wrong in the kernel, if anything.
     pub kernel: Option<&'s str>,
     /// What is wrong with Nodes, or that this one is excluded.
@@ -65,9 +67,10 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         if ids.is_empty() { "none".to_owned() } else { ids.join(",") }
     };
     let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
+    let obstacle = said.obstacles.first().map(String::as_str);
     let pending = ring.filter(|ring| on && ring.pending.contains(&said.node)).map(|_| PENDING);
-    let message = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(mtu_problem.as_deref()).or(pending);
-    let message = message.unwrap_or(WELL);
+    let problem = seen.ring_problem.or(seen.kernel).or(seen.nodes).or(obstacle).or(mtu_problem.as_deref());
+    let message = problem.or(pending).unwrap_or(WELL);
     let status = NodeEncryptionStatus {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
@@ -106,6 +109,14 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
         (Some(_), None) => condition("MtuValid", "True", "TunnelFits", "the tunnel leaves room for ESP"),
         (None, None) => condition("MtuValid", "Unknown", "NotMeasured", "no tunnel device, or no keys"),
     };
+    let coverage = match seen.surroundings.map(|surroundings| surroundings.around.first()) {
+        Some(Some(around)) => condition("CoverageComplete", "False", "RoutesAroundTunnel", around),
+        Some(None) => {
+            let covered = "no route to a peer's pods leads around the tunnel";
+            condition("CoverageComplete", "True", "TunnelTakesAll", covered)
+        }
+        None => condition("CoverageComplete", "Unknown", "NotLookedAt", "no keys yet"),
+    };
     let (programmed, desired) = seen.peers;
     let missing = format!("{} of {desired} peers lack an SA or a policy", desired.saturating_sub(programmed));
     let peers = match (programmed == desired, seen.kernel) {
@@ -120,7 +131,7 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>) -> Vec<Condition> {
         None => condition("Ready", "True", "Encrypting", WELL),
         Some(cause) => condition("Ready", "False", &cause.reason, &cause.message),
     };
-    vec![ready, keys, mtu, peers]
+    vec![ready, keys, mtu, peers, coverage]
 }
 
 /// Its time is filled in by whoever writes it, and knows what was written before.
@@ -141,7 +152,7 @@ fn short(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeSet, sync::Arc};
 
     use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite, wire::End};
 
@@ -210,6 +221,7 @@ mod tests {
             ring_problem: None,
             peers: (42, 42),
             mtu: Some(&mtu),
+            surroundings: Some(&Surroundings::default()),
             kernel: None,
             nodes: None,
         };
@@ -224,7 +236,8 @@ mod tests {
                 ("Ready", "True", "Encrypting"),
                 ("KeysValid", "True", "RingApplied"),
                 ("MtuValid", "True", "TunnelFits"),
-                ("PeersProgrammed", "True", "AllProgrammed")
+                ("PeersProgrammed", "True", "AllProgrammed"),
+                ("CoverageComplete", "True", "TunnelTakesAll")
             ]
         );
         assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
@@ -238,6 +251,29 @@ mod tests {
     }
 
     #[test]
+    fn what_lets_traffic_past_is_named() {
+        let (target, around) = (target(Stage::Normal), BTreeSet::from(["around it".to_owned()]));
+        let said = Acknowledgement { obstacles: around.clone(), ..said() };
+        let surroundings = Surroundings { around, ..Surroundings::default() };
+        let status = wanted(&Seen {
+            said: &said,
+            applied: Some(&target),
+            ring_problem: None,
+            peers: (42, 42),
+            mtu: None,
+            surroundings: Some(&surroundings),
+            kernel: None,
+            nodes: None,
+        })
+        .status;
+        assert_eq!(states(&status)[4], ("CoverageComplete", "False", "RoutesAroundTunnel"));
+        assert_eq!(
+            (status.message.as_str(), status.conditions[4].message.as_str()),
+            ("around it", "around it")
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let (said, target, mtu) = (said(), target(Stage::Normal), mtu(1480));
         let seen = Seen {
@@ -246,6 +282,7 @@ mod tests {
             ring_problem: None,
             peers: (41, 42),
             mtu: Some(&mtu),
+            surroundings: None,
             kernel: None,
             nodes: None,
         };
@@ -255,7 +292,11 @@ mod tests {
         assert_eq!(states(&status)[0], ("Ready", "False", "PeersMissing"));
         assert_eq!(
             states(&status)[2..],
-            [("MtuValid", "False", "TunnelTooLarge"), ("PeersProgrammed", "False", "PeersMissing")]
+            [
+                ("MtuValid", "False", "TunnelTooLarge"),
+                ("PeersProgrammed", "False", "PeersMissing"),
+                ("CoverageComplete", "Unknown", "NotLookedAt")
+            ]
         );
         assert_eq!(status.conditions[3].message, "1 of 42 peers lack an SA or a policy");
         let long = "x".repeat(3 * MESSAGE);

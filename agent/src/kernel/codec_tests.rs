@@ -183,6 +183,7 @@ fn other_peoples_policies_are_foreign() {
         payload[at] ^= 1;
         let found = parsed_policy(&payload);
         assert_eq!((found.owner, found.action), (Owner::Foreign, None), "{what}");
+        assert_eq!(found.conditional, what == "port", "{what}");
     }
     let template = value_of(&add_policy(), XFRM_USER_POLICY_INFO_LEN, XFRMA_TMPL);
     // Offsets in struct xfrm_user_tmpl.
@@ -196,7 +197,9 @@ fn other_peoples_policies_are_foreign() {
     assert_eq!(parsed_policy(&other_priority).owner, Owner::Foreign);
     let mut interface_id = add_policy();
     interface_id.extend([8, 0, 31, 0, 1, 0, 0, 0]);
-    assert_eq!(parsed_policy(&interface_id).owner, Owner::Foreign);
+    let found = parsed_policy(&interface_id);
+    assert_eq!((found.owner, found.conditional), (Owner::Foreign, true));
+    assert!(!parsed_policy(&add_policy()).conditional);
     let mut sub = add_policy();
     sub.extend([12, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(parsed_policy(&sub).owner, Owner::Foreign);

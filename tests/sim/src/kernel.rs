@@ -64,6 +64,7 @@ impl Tables {
             index: 8,
             priority: 1,
             protocol,
+            conditional: false,
             owner: Owner::Foreign,
             action: None,
         };
@@ -162,6 +163,7 @@ impl Tables {
             index: 0,
             priority: policy.action.priority(),
             protocol: 4,
+            conditional: false,
             owner: Owner::Ours,
             action: Some(policy.action),
         };
