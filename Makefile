@@ -8,13 +8,16 @@ SHELL := bash
 SECUREOVERLAY_LAB_CACHE ?= $(HOME)/.cache/secureoverlay-lab
 CARGO_TARGET_DIR ?= $(SECUREOVERLAY_LAB_CACHE)/target
 export SECUREOVERLAY_LAB_CACHE CARGO_TARGET_DIR
+# Cargo tells what is new by file times, and another checkout's builds may be newer than this one's files.
+$(shell mkdir -p $(CARGO_TARGET_DIR) && [ "$$(cat $(CARGO_TARGET_DIR)/checkout 2> /dev/null)" = "$(CURDIR)" ] \
+	|| { find . -name '*.rs' -not -path './target/*' -exec touch {} + && echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/checkout; })
 
 CARGO := cargo --locked
 LAB := cargo lab
 
-# Every scenario of the gate, in the order of one story; they share one lab.
-SCENARIOS := encrypt esp-blocked wire suites rotate rotate-faults straggler flush limits partition rotate-timed reapply junk \
-	not-a-removal mke-manifest foreign reboot leaks bench-netlink
+# Every scenario of the gate. They share one lab, and neighbours that can an installation.
+SCENARIOS := encrypt esp-blocked enable delete wire suites disable rotate rotate-faults straggler flush limits junk reboot upgrade \
+	crash join-leave partition rotate-timed reapply not-a-removal mke-manifest foreign intruder leaks mtu bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
 

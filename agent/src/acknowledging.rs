@@ -11,6 +11,11 @@ use secureoverlay_common::{
 
 use crate::reconcile::Outcome;
 
+/// An acknowledgement has room for so many obstacles.
+const OBSTACLES: usize = 20;
+/// Characters of each.
+const OBSTACLE: usize = 300;
+
 /// What a run that applied `ring`, if any, at the node `local` amounts to. `newest` is the highest id of a generation
 /// that was seen in this installation, `unreachable` whom ESP does not reach.
 #[must_use]
@@ -30,6 +35,7 @@ pub fn acknowledge(
         installation,
         receives: received.map(|generation| (generation.uid, generation.incarnations.clone())).collect(),
         sends: outcome.sends,
+        silent: outcome.silent,
         burnt: outcome.burnt.clone(),
         spent: outcome.spent.clone(),
         newest,
@@ -41,6 +47,24 @@ pub fn acknowledge(
         obstacles: BTreeSet::new(),
         unreachable,
     }
+}
+
+/// What an acknowledgement says of all these obstacles: the first ones in the order of their texts, and how many more
+/// there are.
+#[must_use]
+pub fn obstacles<'o>(all: impl Iterator<Item = &'o String>) -> BTreeSet<String> {
+    let all: BTreeSet<&str> = all.map(String::as_str).collect();
+    let room = if all.len() > OBSTACLES { OBSTACLES - 1 } else { OBSTACLES };
+    let more = all.len().saturating_sub(room);
+    let last = (more > 0).then(|| format!("{more} more, see the log of this node's agent"));
+    all.into_iter().take(room).map(short).chain(last).collect()
+}
+
+fn short(text: &str) -> String {
+    if text.chars().count() <= OBSTACLE {
+        return text.to_owned();
+    }
+    text.chars().take(OBSTACLE - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -56,6 +80,21 @@ mod tests {
 
     fn uid(n: u8) -> Uid {
         Uid::from_random([n; 16])
+    }
+
+    #[test]
+    fn there_is_room_for_some_obstacles() {
+        let of = |count: usize, length: usize| -> BTreeSet<String> {
+            (0..count).map(|n| format!("{n:02} {}", "ä".repeat(length))).collect()
+        };
+        for few in [of(0, 0), of(1, 0), of(20, 297)] {
+            assert_eq!(obstacles(few.iter()), few);
+        }
+        let many = obstacles(of(21, 298).iter());
+        assert_eq!(many.len(), 20);
+        assert!(many.iter().all(|text| text.chars().count() <= 300), "{many:?}");
+        assert!(many.contains("2 more, see the log of this node's agent"), "{many:?}");
+        assert!(many.first().unwrap().ends_with("ää…"), "{many:?}");
     }
 
     #[test]
@@ -91,6 +130,7 @@ mod tests {
             installation: Some(uid(77)),
             receives: [(uid(202), [(uid(7), 2)].into())].into(),
             sends: Some(uid(201)),
+            silent: false,
             burnt: [(uid(201), 4)].into(),
             spent: [uid(201)].into(),
             newest: 9,
@@ -100,6 +140,7 @@ mod tests {
         };
         assert_eq!(said, expected);
         let silent = acknowledge(None, &local, None, 9, None, &Outcome::default());
+        assert!(!silent.silent, "a run that says nothing of it");
         assert!(silent.receives.is_empty() && silent.sends.is_none() && silent.newest == 9);
     }
 }

@@ -2,6 +2,7 @@
 //! the kernel to and when comes out.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ use secureoverlay_common::{
 };
 
 use crate::{
-    acknowledging::acknowledge,
+    acknowledging::{acknowledge, obstacles},
     descent::Descent,
     held::{Content, Held, Installation},
     plan::Stage,
@@ -62,6 +63,8 @@ pub enum Event {
     Kernel,
     /// Whether probes reached peers, or why there are no probes.
     Probed(Result<Verdicts, String>),
+    /// What lets traffic past the policies, in sentences for people.
+    Surroundings(BTreeSet<String>),
     /// The process is asked to end, and this was found to be the reason.
     Ending(Verdict),
 }
@@ -124,6 +127,8 @@ pub struct Agent {
     reached: Option<Target>,
     retry: Duration,
     said: Option<Acknowledgement>,
+    /// What speaks against insisting: around the tunnel, and among the kernel's policies.
+    obstacles: [BTreeSet<String>; 2],
     applied: Option<Target>,
     /// The highest id of a generation in this installation's rings.
     newest: (Option<Uid>, u64),
@@ -154,6 +159,7 @@ impl Agent {
             reached: None,
             retry: RETRY_FIRST,
             said: None,
+            obstacles: Default::default(),
             applied: None,
             newest: (None, 0),
             trial: Trial::default(),
@@ -181,6 +187,11 @@ impl Agent {
                 if let Some(said) = &mut self.said {
                     said.unreachable = unreachable;
                 }
+                return;
+            }
+            Event::Surroundings(obstacles) => {
+                self.obstacles[0] = obstacles;
+                self.say_obstacles();
                 return;
             }
             Event::Ending(verdict) => {
@@ -302,6 +313,18 @@ impl Agent {
         let unreachable = self.reach().told();
         self.said =
             local.map(|local| acknowledge(ring, &local, installation, self.newest.1, unreachable, outcome));
+        self.obstacles[1].clone_from(&outcome.overruled);
+        if target.content.is_none() {
+            // Nobody looks around while there is nothing to insist on.
+            self.obstacles[0].clear();
+        }
+        self.say_obstacles();
+    }
+
+    fn say_obstacles(&mut self) {
+        if let Some(said) = &mut self.said {
+            said.obstacles = obstacles(self.obstacles.iter().flatten());
+        }
     }
 
     /// Whom to probe now.

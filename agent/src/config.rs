@@ -40,6 +40,12 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Look for what keeps this node's pod traffic from being encrypted, and print a line for each thing looked at
+    ///
+    /// Runs beside the agent and changes nothing: one SA between two addresses for documentation is added and deleted
+    /// again. Without the API it goes on with what the kernel shows. Needs NET_ADMIN, as the agent does. Exits with 0 if
+    /// nothing FAILed, 1 if something did, 2 if the kernel could not be asked.
+    Check,
 }
 
 /// This node and its surroundings.

@@ -134,11 +134,11 @@ pub fn diff(
     );
     let mut diff = Diff { entries, ..Diff::default() };
     let states: BTreeMap<SaId, &ActualSa> = actual.states.iter().map(|sa| (sa.id, sa)).collect();
-    // Only a policy with exactly our selector is in our way; others have a selector of their own.
+    // Only a policy with exactly our selector is in our way; others have a selector of their own, or are beside ours.
     let policies: BTreeMap<PolicyId, &ActualPolicy> = actual
         .policies
         .iter()
-        .filter(|policy| policy.protocol == policy.id.traffic.protocol())
+        .filter(|policy| policy.protocol == policy.id.traffic.protocol() && !policy.conditional)
         .map(|policy| (policy.id, policy))
         .collect();
     let pinned = policies.values().filter(|policy| policy.owner == Owner::Ours).filter_map(|policy| {

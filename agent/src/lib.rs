@@ -3,6 +3,7 @@
 pub mod acknowledging;
 pub mod agent;
 pub mod ages;
+pub mod check;
 pub mod cleanup;
 pub mod config;
 pub mod daemon_set;
@@ -30,6 +31,7 @@ pub mod roster;
 pub mod run;
 pub mod source;
 pub mod status;
+pub mod surroundings;
 pub mod watching;
 pub mod worker;
 pub mod writer;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use secureoverlay_agent::{
-    cleanup,
+    check, cleanup,
     config::{Command, Config},
     run,
 };
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         tracing::warn!(%error, "cannot keep this process from leaving core files, which would hold keys");
     }
     match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
@@ -29,10 +29,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
-    if let Some(Command::Cleanup { force }) = config.command {
-        println!("{}", cleanup::cleanup(force)?);
-        return Ok(());
+fn start(config: Config) -> anyhow::Result<ExitCode> {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match config.command {
+        Some(Command::Cleanup { force }) => println!("{}", cleanup::cleanup(force)?),
+        Some(Command::Check) => {
+            let report = runtime()?.block_on(check::check(&config.node));
+            println!("{report}");
+            return Ok(report.exit_code().into());
+        }
+        None => runtime()?.block_on(run::run(config))?,
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run::run(config))
+    Ok(ExitCode::SUCCESS)
 }

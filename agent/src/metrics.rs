@@ -82,6 +82,8 @@ pub struct Metrics {
     mtu_tunnel: Family<InterfaceLabel, Gauge>,
     mtu_limit: Family<RuleLabel, Gauge>,
     mtu_valid: Gauge,
+    obstacles: Gauge,
+    astray: Gauge,
     watch_errors: Family<WatchLabel, Counter>,
     removing: Gauge,
     lost: Counter,
@@ -118,6 +120,8 @@ impl Metrics {
             mtu_tunnel: Family::default(),
             mtu_limit: Family::default(),
             mtu_valid: Gauge::default(),
+            obstacles: Gauge::default(),
+            astray: Gauge::default(),
             watch_errors: Family::default(),
             removing: Gauge::default(),
             lost: Counter::default(),
@@ -161,6 +165,12 @@ impl Metrics {
             &self.last_success,
         );
         gauge("mtu_valid", "1 while the tunnel's MTU leaves room for encryption", &self.mtu_valid);
+        gauge("obstacles", "Things that let traffic past encryption, see the log", &self.obstacles);
+        gauge(
+            "routes_around_tunnel",
+            "Routes to pods of other nodes that lead around the tunnel, unencrypted",
+            &self.astray,
+        );
         gauge("removing", "1 while or after everything of ours is taken off this node", &self.removing);
         gauge(
             "burnt_generations",
@@ -303,6 +313,16 @@ impl Metrics {
         self.probes_ignored.get()
     }
 
+    /// Shows how many things let traffic past encryption.
+    pub fn obstacles(&self, count: usize) {
+        self.obstacles.set(gauge(count));
+    }
+
+    /// Shows how many routes lead around the tunnel.
+    pub fn astray(&self, count: usize) {
+        self.astray.set(gauge(count));
+    }
+
     /// Counts a failure to watch `watch`.
     pub fn watch_error(&self, watch: &'static str) {
         self.watch_errors.get_or_create(&WatchLabel { watch }).inc();
@@ -373,6 +393,8 @@ mod tests {
         metrics
             .attempt(&Attempted { run: Ok(outcome), states: 8, policies: 2, collisions: vec![], took }, 1234);
         metrics.watch_error("nodes");
+        metrics.obstacles(4);
+        metrics.astray(3);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -385,6 +407,8 @@ mod tests {
             "secureoverlay_agent_reconcile_seconds_count 1",
             "secureoverlay_agent_changes_total 3",
             "secureoverlay_agent_lost_states_total 5",
+            "secureoverlay_agent_obstacles 4",
+            "secureoverlay_agent_routes_around_tunnel 3",
             "secureoverlay_agent_journal{keeping=\"file\"} 1",
             "secureoverlay_agent_acknowledgement_writes_total{result=\"written\"} 1",
             "secureoverlay_agent_last_success_timestamp_seconds 1234",

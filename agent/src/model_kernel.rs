@@ -62,9 +62,15 @@ impl ModelKernel {
 
     /// Somebody else adds a policy.
     pub fn add_foreign_policy(&mut self, id: PolicyId) {
-        let protocol = id.traffic.protocol();
-        let policy =
-            ActualPolicy { id, index: 8, priority: 1, protocol, owner: Owner::Foreign, action: None };
+        let policy = ActualPolicy {
+            id,
+            index: 8,
+            priority: 1,
+            protocol: id.traffic.protocol(),
+            conditional: false,
+            owner: Owner::Foreign,
+            action: None,
+        };
         self.policies.insert(id, policy);
     }
 
@@ -153,6 +159,7 @@ impl ModelKernel {
             index: 0,
             priority: policy.action.priority(),
             protocol: policy.id.traffic.protocol(),
+            conditional: false,
             owner: Owner::Ours,
             action: Some(policy.action),
         };

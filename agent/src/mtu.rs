@@ -7,7 +7,7 @@ use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite};
 use crate::kernel::{Link, RouteTo};
 
 /// The kind of Calico's tunnel devices.
-const IPIP: &str = "ipip";
+pub(crate) const IPIP: &str = "ipip";
 
 /// An interface or route and its MTU in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +68,13 @@ impl Finding {
     /// `None` where there is nothing to compare: no tunnel, no external interface, or no generation in the ring.
     #[must_use]
     pub fn new(facts: &Facts, ring: &Ring) -> Option<Self> {
-        let suite =
-            ring.generations.iter().map(|generation| generation.suite).max_by_key(|suite| suite.icv_len())?;
+        let suites = ring.generations.iter().map(|generation| generation.suite);
+        Self::with(facts, suites.max_by_key(|suite| suite.icv_len())?)
+    }
+
+    /// The finding for one suite; `None` where there is no tunnel or no external interface.
+    #[must_use]
+    pub fn with(facts: &Facts, suite: Suite) -> Option<Self> {
         let (tunnel, external) = (facts.tunnel.clone()?, facts.external.clone()?);
         let bound = Bound::new(external.mtu, suite);
         Some(Self { tunnel, external, suite, bound })
@@ -107,12 +112,13 @@ impl fmt::Display for Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Switches;
 
     const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn link(index: u32, name: &str, mtu: u32, kind: Option<&str>, addresses: &[IpAddr]) -> Link {
         let (name, kind, addresses) = (name.into(), kind.map(Into::into), addresses.into());
-        Link { index, name, mtu, kind, up: true, addresses }
+        Link { index, name, mtu, kind, up: true, addresses, switches: Switches::default() }
     }
 
     fn route(oif: u32, mtu: Option<u32>) -> RouteTo {

@@ -152,13 +152,19 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
         plan.sender = Sender::Planned;
         plan.active = Some(active.uid);
         if let Some(spi) = senders.spi(active, local) {
+            // ESP may not pass to or from a pending node, so it is silent itself, too.
             let clear = |peer: &&Peer| {
-                ring.enforcement == Enforcement::Permissive && ring.pending.contains(&peer.end.node)
+                ring.enforcement == Enforcement::Permissive
+                    && (peer.new
+                        || [local.node, peer.end.node].iter().any(|node| ring.pending.contains(node)))
             };
             for peer in encrypting().filter(|peer| !clear(peer)) {
                 plan.policies.insert(pair(Direction::Out, local, &peer.end), Action::Esp(Some(spi)));
             }
         }
+    } else if ring.with_role(Role::Staged).is_none() {
+        // What was in use retires and nothing follows: encryption is being switched off.
+        plan.sender = Sender::Planned;
     }
     if ring.enforcement == Enforcement::Enforcing && stage == Stage::Normal {
         for peer in encrypting() {

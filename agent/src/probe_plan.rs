@@ -90,7 +90,8 @@ mod tests {
     }
 
     fn peers(count: u16) -> Peers {
-        let peer = |n| (end(n).addr, Peer { name: format!("node-{n}"), end: end(n), excluded: n == 2 });
+        let peer =
+            |n| (end(n).addr, Peer { name: format!("node-{n}"), end: end(n), excluded: n == 2, new: false });
         (1..=count).map(peer).collect()
     }
 

@@ -178,7 +178,7 @@ mod tests {
         let all: Vec<u8> = (1..=150).collect();
         let peer = |&n: &u8| {
             let end = End { addr: [192, 0, 2, n].into(), node: uid(n), boot: uid(n) };
-            (end.addr, Peer { name: format!("node-{n}"), end, excluded: false })
+            (end.addr, Peer { name: format!("node-{n}"), end, excluded: false, new: false })
         };
         let peers: Peers = all.iter().map(peer).collect();
         let reach = Reach::Known(all.iter().map(|&n| uid(n)).collect());

@@ -13,7 +13,8 @@ use crate::{
     journal::{Entry, Journal, Keeping},
     kernel::{Counts, Kernel, KernelError, OpError, OpErrorKind},
     plan::{Plan, PlannedSa, Sender},
-    xfrm::{Action, Actual, Direction, Op, Owner, Policy, PolicyId, SaId},
+    surroundings::overruling,
+    xfrm::{Action, Actual, Direction, Net, Op, Owner, Policy, PolicyId, SaId},
 };
 
 /// A kernel, and what is remembered of it.
@@ -60,6 +61,8 @@ pub struct Outcome {
     /// The generation that every outbound ESP policy in the kernel sends with, with all that are planned in place, those
     /// aside that a foreign policy keeps out.
     pub sends: Option<Uid>,
+    /// No policy of ours in the kernel sends with any generation.
+    pub silent: bool,
     /// Something of ours in the kernel turns plaintext away.
     pub insists: bool,
     /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
@@ -73,6 +76,8 @@ pub struct Outcome {
     pub lost: usize,
     /// How the journal is kept.
     pub journal: Option<Keeping>,
+    /// Policies of others that come before ours, in sentences for people.
+    pub overruled: BTreeSet<String>,
     /// How many SAs and policies there should be in the kernel now, ours and foreign.
     pub counts: Option<Counts>,
 }
@@ -122,8 +127,9 @@ impl<K: Kernel> Reconciler<K> {
         self.journal.suspect(plan.generations.iter().map(|(uid, standing)| (*uid, standing.incarnation)));
         let known = (self.journal.record(), self.journal.whole());
         let diff = diff(&actual, plan, known, &mut self.memory, now);
+        let overruled = overruling(&actual.policies, &plan.states.values().map(pair));
         let (findings, wake_at, lost) = (diff.findings, diff.wake_at, diff.lost);
-        let mut outcome = Outcome { findings, wake_at, lost, counts, ..Outcome::default() };
+        let mut outcome = Outcome { findings, wake_at, lost, overruled, counts, ..Outcome::default() };
         // Losses must be known to the next agent before they are mended.
         let mut writable = self.write(&diff.entries, &mut outcome);
         let mut unavailable = diff.unavailable;
@@ -180,6 +186,7 @@ impl<K: Kernel> Reconciler<K> {
         planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
         outcome.sends = plan.active.filter(|_| sending(&pins.by_policy).eq(sending(&planned)));
         outcome.probes = probes(plan, &pins, &outcome.findings);
+        outcome.silent = sending(&pins.by_policy).next().is_none();
         outcome.insists = !pins.insisting.is_empty();
         outcome.burnt = self.burnt(plan);
         outcome.spent = self.spent(plan, &actual);
@@ -373,6 +380,12 @@ const fn far_end(id: PolicyId) -> IpAddr {
 
 fn peer_of(plan: &Plan, id: SaId) -> Option<IpAddr> {
     plan.states.get(&id).map(peer)
+}
+
+/// The two ends that an SA of the plan is between.
+fn pair(planned: &PlannedSa) -> PolicyId {
+    let (src, dst) = (Net::host(planned.sa.src), Net::host(planned.sa.id.dst));
+    PolicyId::tunnel(planned.direction, src, dst)
 }
 
 fn peer(planned: &PlannedSa) -> IpAddr {

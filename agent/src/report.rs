@@ -15,6 +15,7 @@ use crate::{
     plan::Stage,
     reach::Reach,
     status::{Seen, Wanted, wanted},
+    surroundings::Surroundings,
     worker::Attempted,
 };
 
@@ -40,6 +41,8 @@ pub struct Reporter {
     mtu_failure: Option<String>,
     reach: Reach,
     out_of_reach: bool,
+    surroundings: Option<Surroundings>,
+    obstacles: BTreeSet<String>,
     late: bool,
 }
 
@@ -69,6 +72,8 @@ impl Reporter {
             mtu_failure: None,
             reach: Reach::default(),
             out_of_reach: false,
+            surroundings: None,
+            obstacles: BTreeSet::new(),
             late: false,
         }
     }
@@ -192,6 +197,28 @@ impl Reporter {
             (count, _) => self.kernel.ready_but(format!("{count} findings, see the log")),
         }
         changes(&mut self.findings, findings, "the kernel is not as it should be", "finding is over");
+        self.say_obstacles(agent);
+    }
+
+    /// Takes what lets traffic past the policies.
+    pub fn surroundings(&mut self, agent: &Agent, surroundings: Surroundings) {
+        let unread = surroundings.unread.as_ref();
+        if let Some(error) =
+            unread.filter(|_| self.surroundings.as_ref().and_then(|s| s.unread.as_ref()) != unread)
+        {
+            tracing::debug!(error, "cannot see whether a sysctl takes all interfaces out of IPsec");
+        }
+        self.metrics.astray(surroundings.astray);
+        self.surroundings = Some(surroundings);
+        self.say_obstacles(agent);
+    }
+
+    fn say_obstacles(&mut self, agent: &Agent) {
+        let Some(said) = agent.acknowledgement() else { return };
+        self.metrics.obstacles(said.obstacles.len());
+        let (came, went) =
+            ("something lets traffic past encryption", "this no longer lets traffic past encryption");
+        changes(&mut self.obstacles, said.obstacles.clone(), came, went);
     }
 
     /// Takes the MTUs of this node.
@@ -271,6 +298,7 @@ impl Reporter {
             peers: self.peers.unwrap_or_default(),
             mtu: self.mtu.as_ref(),
             reach: &self.reach,
+            surroundings: self.surroundings.as_ref(),
             kernel: self.findings.first().map(String::as_str),
             nodes: match agent.view() {
                 Some(view) if view.excluded => Some(EXCLUDED),

@@ -15,6 +15,8 @@ use secureoverlay_common::{node::NodeFacts, uid::Uid, wire::End};
 
 /// How long a Node that vanished stays programmed, unless another one claims its address.
 pub const GRACE: Duration = Duration::from_secs(600);
+/// So long the manager has to hear of a node that came or booted, and to write that it can't be encrypted to yet.
+pub const NEW: Duration = Duration::from_secs(10);
 /// The same when more than half of all Nodes vanish from one list to the next: that is rather a broken answer.
 pub const MASS_GRACE: Duration = Duration::from_secs(3600);
 
@@ -27,6 +29,8 @@ pub struct Peer {
     pub end: End,
     /// Takes no part in encryption.
     pub excluded: bool,
+    /// It came or booted less than [`NEW`] ago.
+    pub new: bool,
 }
 
 /// All peers, by tunnel address.
@@ -118,6 +122,8 @@ pub struct Roster {
     nameless: BTreeSet<String>,
     holders: BTreeMap<IpAddr, Uid>,
     mass_vanish: Option<(usize, usize)>,
+    /// There was a full list: whoever comes now is new.
+    listed: bool,
 }
 
 #[derive(Debug)]
@@ -130,6 +136,7 @@ struct Entry {
     former_boots: BTreeSet<Uid>,
     stale_boot: bool,
     gone_after: Option<Instant>,
+    new_until: Option<Instant>,
 }
 
 impl Roster {
@@ -144,6 +151,7 @@ impl Roster {
             nameless: BTreeSet::new(),
             holders: BTreeMap::new(),
             mass_vanish: None,
+            listed: false,
         }
     }
 
@@ -162,12 +170,16 @@ impl Roster {
             }
         }
         let entry = self.entries.entry(uid).or_insert_with(|| Entry::new(name.clone()));
+        let before = entry.identity();
         entry.name = name;
         entry.created = created;
         entry.excluded = excluded;
         entry.addr = addr.filter(IpAddr::is_ipv4).or(entry.addr);
         entry.gone_after = None;
         entry.see_boot(boot);
+        if self.listed && entry.identity().is_some_and(|identity| before != Some(identity)) {
+            entry.new_until = Some(now + NEW);
+        }
     }
 
     /// A Node was deleted.
@@ -194,19 +206,22 @@ impl Roster {
         for facts in list {
             self.apply(facts, now);
         }
+        self.listed = true;
     }
 
     /// What there is to program at `now`.
     pub fn view(&mut self, now: Instant) -> View {
         self.entries.retain(|_, entry| entry.gone_after.is_none_or(|end| now < end));
-        let mut view = View {
-            wake_at: self.entries.values().filter_map(|entry| entry.gone_after).min(),
-            ..View::default()
-        };
+        for entry in self.entries.values_mut() {
+            entry.new_until = entry.new_until.filter(|end| now < *end);
+        }
+        let vanishing = self.entries.values().any(|entry| entry.gone_after.is_some());
+        let ends = self.entries.values().flat_map(|entry| [entry.gone_after, entry.new_until]);
+        let mut view = View { wake_at: ends.flatten().min(), ..View::default() };
         let lacks_uid =
             self.nameless.iter().map(|node| Problem::Incomplete { node: node.clone(), lacks: "UID" });
         view.problems.extend(lacks_uid);
-        if let Some((vanished, known)) = self.mass_vanish.filter(|_| view.wake_at.is_some()) {
+        if let Some((vanished, known)) = self.mass_vanish.filter(|_| vanishing) {
             view.problems.push(Problem::MassVanish { vanished, known });
         }
 
@@ -236,7 +251,8 @@ impl Roster {
             }
             if let Some(boot) = entry.boot.filter(|_| entry.name != self.name) {
                 let end = End { addr, node: holder, boot };
-                view.peers.insert(addr, Peer { name: entry.name.clone(), end, excluded: entry.excluded });
+                let (excluded, new) = (entry.excluded, entry.new_until.is_some());
+                view.peers.insert(addr, Peer { name: entry.name.clone(), end, excluded, new });
             }
         }
         self.holders.retain(|addr, uid| self.entries.get(uid).is_some_and(|entry| entry.addr == Some(*addr)));
@@ -289,7 +305,13 @@ impl Entry {
             former_boots: BTreeSet::new(),
             stale_boot: false,
             gone_after: None,
+            new_until: None,
         }
+    }
+
+    /// What its peers' SAs with it depend on; `None` while there are none.
+    fn identity(&self) -> Option<(IpAddr, Uid)> {
+        self.addr.zip(self.boot).filter(|_| !self.excluded)
     }
 
     fn vanish(&mut self, now: Instant, grace: Duration) {
@@ -363,6 +385,38 @@ mod tests {
         assert!(!roster.view(now).excluded);
         roster.apply(NodeFacts { excluded: true, ..node(1, 101) }, now);
         assert!(roster.view(now).excluded);
+    }
+
+    #[test]
+    fn who_comes_later_is_new_for_a_while() {
+        let now = Instant::now();
+        let mut roster = roster(3, now);
+        let new = |roster: &mut Roster, now| {
+            let view = roster.view(now);
+            let new = view.peers.values().filter(|peer| peer.new).map(|peer| peer.name.clone());
+            (new.collect::<Vec<_>>(), view.wake_at)
+        };
+        assert_eq!(new(&mut roster, now), (vec![], None), "those of the first list are not");
+        roster.apply(node(4, 104), now);
+        roster.apply(node(2, 102), now);
+        assert_eq!(new(&mut roster, now), (vec!["node-4".into()], Some(now + NEW)));
+        let later = now + NEW / 2;
+        roster.apply(node(4, 104), later);
+        roster.apply(node(3, 53), later);
+        assert_eq!(new(&mut roster, later), (vec!["node-3".into(), "node-4".into()], Some(now + NEW)));
+        let over = now + NEW;
+        assert_eq!(new(&mut roster, over), (vec!["node-3".into()], Some(later + NEW)), "a reboot");
+        let end = later + NEW;
+        assert_eq!(new(&mut roster, end), (vec![], None));
+        roster.apply(NodeFacts { addr: Some([192, 0, 2, 77].into()), ..node(2, 102) }, end);
+        assert_eq!(new(&mut roster, end).0, ["node-2"], "another address");
+        roster.apply(NodeFacts { excluded: true, ..node(3, 53) }, end + NEW);
+        assert_eq!(new(&mut roster, end + NEW), (vec![], None));
+        roster.apply(node(3, 53), end + NEW);
+        assert_eq!(new(&mut roster, end + NEW).0, ["node-3"], "it takes part again");
+        roster.delete("node-4", end + NEW);
+        roster.apply(node(4, 104), end + NEW);
+        assert_eq!(new(&mut roster, end + NEW).0, ["node-3"], "it was only gone for a moment");
     }
 
     #[test]

@@ -333,6 +333,10 @@ impl Shell {
     fn hear(&mut self, news: News) {
         match news {
             News::Mtu(facts) => self.reporter.mtu(facts),
+            News::Surroundings(surroundings) => {
+                self.take(Event::Surroundings(surroundings.obstacles()));
+                self.reporter.surroundings(&self.agent, *surroundings);
+            }
             News::Counts => self.take(Event::Kernel),
             News::Attempt(attempted) => {
                 self.agent.attempted(attempted.run.as_ref().ok(), Instant::now().into_std());

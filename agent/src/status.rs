@@ -9,13 +9,19 @@ use secureoverlay_common::{
 };
 use secureoverlay_daemon::node_encryption::NodeEncryptionStatus;
 
-use crate::{agent::Target, mtu::Finding, plan::Stage, reach::Reach, roster::Peers};
+use crate::{
+    agent::Target, mtu::Finding, plan::Stage, reach::Reach, roster::Peers, surroundings::Surroundings,
+};
 
 /// Characters of a message; the rest is in the log.
 const MESSAGE: usize = 500;
 
 /// What there is to say where nothing is wrong. No text is left empty: an API server may refuse that.
 const WELL: &str = "all is well";
+
+/// Where the ring says that this node is pending.
+const PENDING: &str =
+    "peers and this node talk in the clear until the manager knows that ESP reaches this node";
 
 /// The status to bring the object to.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +47,8 @@ pub struct Seen<'s> {
     pub peers: (usize, usize),
     /// The tunnel's MTU.
     pub mtu: Option<&'s Finding>,
+    /// What lets traffic past the policies, once that was looked at.
+    pub surroundings: Option<&'s Surroundings>,
     /// Whom ESP reaches.
     pub reach: &'s Reach,
     /// What is wrong in the kernel, if anything.
@@ -64,13 +72,22 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
     };
     let mtu_problem = seen.mtu.filter(|finding| !finding.valid()).map(ToString::to_string);
     let reach_problem = reach_problem(seen);
-    let problems =
-        [seen.ring_problem, seen.kernel, seen.nodes, reach_problem.as_deref(), mtu_problem.as_deref()];
+    let obstacle = said.obstacles.first().map(String::as_str);
+    let pending = ring.filter(|ring| on && ring.pending.contains(&said.node)).map(|_| PENDING);
+    let problems = [
+        seen.ring_problem,
+        seen.kernel,
+        seen.nodes,
+        obstacle,
+        reach_problem.as_deref(),
+        mtu_problem.as_deref(),
+        pending,
+    ];
     let message = problems.into_iter().flatten().next().unwrap_or(WELL);
     let status = NodeEncryptionStatus {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
-        enforcement: name(enforcement).to_owned(),
+        enforcement: enforcement.name().to_owned(),
         sends: ids(&|generation| said.sends == Some(generation.uid)),
         receives: ids(&|generation| said.receives.contains_key(&generation.uid)),
         peers: format!("{}/{}", seen.peers.0, seen.peers.1),
@@ -88,14 +105,6 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         heartbeat: None,
     };
     Wanted { node: said.node, peers: seen.peers.1, status }
-}
-
-const fn name(enforcement: Enforcement) -> &'static str {
-    match enforcement {
-        Enforcement::Off => "off",
-        Enforcement::Permissive => "permissive",
-        Enforcement::Enforcing => "enforcing",
-    }
 }
 
 fn reach_problem(seen: &Seen<'_>) -> Option<String> {
@@ -118,6 +127,14 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>, reach_problem: Option<
         (_, Some(problem)) => condition("MtuValid", "False", "TunnelTooLarge", problem),
         (Some(_), None) => condition("MtuValid", "True", "TunnelFits", "the tunnel leaves room for ESP"),
         (None, None) => condition("MtuValid", "Unknown", "NotMeasured", "no tunnel device, or no keys"),
+    };
+    let coverage = match seen.surroundings.map(|surroundings| surroundings.around.first()) {
+        Some(Some(around)) => condition("CoverageComplete", "False", "RoutesAroundTunnel", around),
+        Some(None) => {
+            let covered = "no route to a peer's pods leads around the tunnel";
+            condition("CoverageComplete", "True", "TunnelTakesAll", covered)
+        }
+        None => condition("CoverageComplete", "Unknown", "NotLookedAt", "no keys yet"),
     };
     let (programmed, desired) = seen.peers;
     let missing = format!("{} of {desired} peers lack an SA or a policy", desired.saturating_sub(programmed));
@@ -147,7 +164,7 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>, reach_problem: Option<
         None => condition("Ready", "True", "Encrypting", WELL),
         Some(cause) => condition("Ready", "False", &cause.reason, &cause.message),
     };
-    vec![ready, keys, mtu, peers, esp]
+    vec![ready, keys, mtu, peers, coverage, esp]
 }
 
 /// Its time is filled in by whoever writes it, and knows what was written before.
@@ -168,7 +185,7 @@ fn short(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeSet, sync::Arc};
 
     use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite, wire::End};
 
@@ -206,6 +223,7 @@ mod tests {
             installation: None,
             receives: [uid(42), uid(43)].map(|uid| (uid, [].into())).into(),
             sends: Some(uid(42)),
+            silent: false,
             burnt: [].into(),
             spent: [].into(),
             newest: 43,
@@ -237,6 +255,7 @@ mod tests {
             ring_problem: None,
             peers: (42, 42),
             mtu: Some(&mtu),
+            surroundings: Some(&Surroundings::default()),
             reach: &reach,
             kernel: None,
             nodes: None,
@@ -253,13 +272,42 @@ mod tests {
                 ("KeysValid", "True", "RingApplied"),
                 ("MtuValid", "True", "TunnelFits"),
                 ("PeersProgrammed", "True", "AllProgrammed"),
-                ("EspReachable", "True", "AllAnswered")
+                ("CoverageComplete", "True", "TunnelTakesAll"),
+                ("EspReachable", "True", "AllAnswered"),
             ]
         );
         assert_eq!(status.next_rotation, Some("2026-11-21T03:00:00Z".parse().unwrap()));
         assert!(status.conditions.iter().all(|condition| !condition.message.is_empty()));
+        let mut pending = target.clone();
+        let program = pending.content.as_mut().unwrap();
+        program.ring = Arc::new(Ring { pending: [uid(1)].into(), ..(*program.ring).clone() });
+        assert_eq!(wanted(&Seen { applied: Some(&pending), ..seen }).status.message, PENDING);
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
+    }
+
+    #[test]
+    fn what_lets_traffic_past_is_named() {
+        let (target, around) = (target(Stage::Normal), BTreeSet::from(["around it".to_owned()]));
+        let said = Acknowledgement { obstacles: around.clone(), ..said() };
+        let surroundings = Surroundings { around, ..Surroundings::default() };
+        let status = wanted(&Seen {
+            said: &said,
+            applied: Some(&target),
+            ring_problem: None,
+            peers: (42, 42),
+            mtu: None,
+            surroundings: Some(&surroundings),
+            reach: &Reach::NotProbed,
+            kernel: None,
+            nodes: None,
+        })
+        .status;
+        assert_eq!(states(&status)[4], ("CoverageComplete", "False", "RoutesAroundTunnel"));
+        assert_eq!(
+            (status.message.as_str(), status.conditions[4].message.as_str()),
+            ("around it", "around it")
+        );
     }
 
     #[test]
@@ -272,6 +320,7 @@ mod tests {
             ring_problem: None,
             peers: (41, 42),
             mtu: Some(&mtu),
+            surroundings: None,
             reach: &reach,
             kernel: None,
             nodes: None,
@@ -285,7 +334,8 @@ mod tests {
             [
                 ("MtuValid", "False", "TunnelTooLarge"),
                 ("PeersProgrammed", "False", "PeersMissing"),
-                ("EspReachable", "Unknown", "NotProbed")
+                ("CoverageComplete", "Unknown", "NotLookedAt"),
+                ("EspReachable", "Unknown", "NotProbed"),
             ]
         );
         assert_eq!(status.conditions[3].message, "1 of 42 peers lack an SA or a policy");

@@ -1,6 +1,7 @@
 //! The one thread that talks to the kernel, so that blocking there stops nothing else.
 
 use std::{
+    net::IpAddr,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -10,14 +11,15 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::{
     agent::{Program, Target},
     journal::Journal,
-    kernel::{Kernel, KernelError, LinkSocket},
+    kernel::{Kernel, KernelError, LinkSocket, RouteTo, Switches},
     mtu,
     plan::{self, Plan, Sender, SpiCollision, Stage},
     probe_plan,
     reconcile::{Limits, Outcome, Reconciler},
+    surroundings::{self, Neighbours, Surroundings},
 };
 
-/// How often MTUs are looked at while nothing else is to do.
+/// How often MTUs and surroundings are looked at while nothing else is to do.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How often SAs and policies are counted: a flush of SAs is notified to nobody who may not see keys.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
@@ -26,8 +28,10 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 pub enum News {
     /// An attempt at a target is over.
     Attempt(Box<Attempted>),
-    /// The MTUs of this node, or why they can't be read.
+    /// The MTUs of this node, or why they and what is around them can't be read.
     Mtu(Result<mtu::Facts, String>),
+    /// What lets traffic past the policies.
+    Surroundings(Box<Surroundings>),
     /// There are more or fewer SAs or policies than after the last attempt.
     Counts,
 }
@@ -50,7 +54,7 @@ pub struct Attempted {
 /// until it succeeds; `journal` tells what earlier agents gave to the kernel.
 pub fn work<K: Kernel>(
     mut open: impl FnMut() -> Result<K, KernelError>,
-    mut measure: impl FnMut(&Program) -> Result<mtu::Facts, KernelError>,
+    mut measure: impl FnMut(&Program) -> Result<(mtu::Facts, Surroundings), KernelError>,
     (mut journal, limits): (Journal, Limits),
     targets: &Receiver<Target>,
     news: &UnboundedSender<News>,
@@ -59,6 +63,28 @@ pub fn work<K: Kernel>(
     let mut current: Option<(Target, Plan)> = None;
     let mut counts = None;
     let mut measured = None;
+    let mut seen = false;
+    let mut look = |target: Option<&Target>, measured: &mut Option<Instant>| {
+        let program = target.and_then(|target| target.content.as_ref());
+        let due = measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY);
+        let Some(program) = program.filter(|_| due) else { return Ok(()) };
+        *measured = Some(Instant::now());
+        match measure(program) {
+            Ok((mtu, surroundings)) => {
+                seen = true;
+                news.send(News::Mtu(Ok(mtu)))?;
+                news.send(News::Surroundings(Box::new(surroundings)))
+            }
+            Err(error) => {
+                let error = error.to_string();
+                // What was seen once goes on counting. That nothing was seen yet must not pass for nothing being there.
+                if !seen {
+                    news.send(News::Surroundings(Box::new(Surroundings::unseen(&error))))?;
+                }
+                news.send(News::Mtu(Err(error)))
+            }
+        }
+    };
     loop {
         match targets.recv_timeout(COUNT_EVERY) {
             Ok(target) => {
@@ -85,10 +111,15 @@ pub fn work<K: Kernel>(
                     took: begun.elapsed(),
                 };
                 counts = attempted.run.as_ref().ok().and_then(|outcome| outcome.counts);
+                // Before anything is said of the attempt: that nothing speaks against insisting is to be true.
+                measured = None;
+                let target = current.as_ref().map(|(target, _)| target);
+                if look(target, &mut measured).is_err() {
+                    return;
+                }
                 if news.send(News::Attempt(Box::new(attempted))).is_err() {
                     return;
                 }
-                measured = None;
             }
             Err(RecvTimeoutError::Timeout) => {
                 let now = reconciler.as_mut().and_then(Reconciler::counts);
@@ -101,14 +132,8 @@ pub fn work<K: Kernel>(
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        let program = current.as_ref().and_then(|(target, _)| target.content.as_ref());
-        let due = measured.is_none_or(|at: Instant| at.elapsed() >= MEASURE_EVERY);
-        if let Some(program) = program.filter(|_| due) {
-            measured = Some(Instant::now());
-            let facts = measure(program).map_err(|error| error.to_string());
-            if news.send(News::Mtu(facts)).is_err() {
-                return;
-            }
+        if look(current.as_ref().map(|(target, _)| target), &mut measured).is_err() {
+            return;
         }
     }
 }
@@ -134,16 +159,31 @@ pub fn make_plan(target: &Target) -> Plan {
     }
 }
 
-/// Reads the MTUs that matter from this node's kernel.
+/// Reads from this node's kernel what MTUs matter, and what lets traffic past the policies.
 ///
 /// # Errors
 /// The kernel can't be asked, or its answer can't be read.
-pub fn measure(program: &Program) -> Result<mtu::Facts, KernelError> {
+pub fn measure(program: &Program) -> Result<(mtu::Facts, Surroundings), KernelError> {
+    let peers = program.peers.values().filter(|peer| !peer.excluded);
+    let peers: Neighbours<'_> = peers.map(|peer| (peer.end.addr, peer.name.as_str())).collect();
+    let facts = look_around(peers.keys().copied())?;
+    let local = program.local.addr;
+    let routes: Vec<RouteTo> = facts.routes.iter().map(|(_, route)| *route).collect();
+    let mtu = mtu::Facts::new(&facts.links, local, &routes);
+    Ok((mtu, Surroundings::new(&facts, Some(local), &peers)))
+}
+
+/// Reads what there is around the tunnel to `peers`.
+///
+/// # Errors
+/// The kernel can't be asked, or its answer can't be read.
+pub fn look_around(peers: impl Iterator<Item = IpAddr>) -> Result<surroundings::Facts, KernelError> {
     let mut socket = LinkSocket::open()?;
-    let links = socket.links()?;
+    let (links, ways) = (socket.links()?, socket.ways()?);
     let mut routes = Vec::new();
-    for peer in program.peers.values().filter(|peer| !peer.excluded) {
-        routes.extend(socket.route_to(peer.end.addr)?.ok());
+    for peer in peers {
+        routes.extend(socket.route_to(peer)?.ok().map(|route| (peer, route)));
     }
-    Ok(mtu::Facts::new(&links, program.local.addr, &routes))
+    let (all, unread) = Switches::of_all();
+    Ok(surroundings::Facts { links, routes, ways, all, unread })
 }

@@ -100,6 +100,17 @@ impl Net {
     pub const fn host(addr: IpAddr) -> Self {
         Self { addr, prefix: if addr.is_ipv4() { 32 } else { 128 } }
     }
+
+    /// Whether `addr` is in it.
+    #[must_use]
+    pub fn covers(self, addr: IpAddr) -> bool {
+        let (differing, bits) = match (self.addr, addr) {
+            (IpAddr::V4(net), IpAddr::V4(addr)) => (u128::from(net.to_bits() ^ addr.to_bits()), 32_u32),
+            (IpAddr::V6(net), IpAddr::V6(addr)) => (net.to_bits() ^ addr.to_bits(), 128),
+            _ => return false,
+        };
+        differing.checked_shr(bits.saturating_sub(self.prefix.into())).unwrap_or(0) == 0
+    }
 }
 
 impl fmt::Display for Net {
@@ -219,6 +230,8 @@ pub struct ActualPolicy {
     pub priority: u32,
     /// Protocol of the selector; 0 selects every protocol.
     pub protocol: u8,
+    /// Beyond `id` it asks for ports, a mark or an XFRM interface, which neither the tunnel's packets nor probes have.
+    pub conditional: bool,
     /// Who it belongs to.
     pub owner: Owner,
     /// What it does, where it is ours and of a form that we install.
@@ -247,4 +260,36 @@ pub enum Op {
     UpdatePolicy(Policy),
     /// Delete a policy that a dump showed to be ours.
     DeletePolicy(PolicyId),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_covers_its_addresses() {
+        let covers = |net: &str, prefix, addr: &str| {
+            Net { addr: net.parse().unwrap(), prefix }.covers(addr.parse().unwrap())
+        };
+        for (net, prefix, addr) in [
+            ("192.0.2.0", 24, "192.0.2.255"),
+            ("192.0.2.7", 24, "192.0.2.1"),
+            ("192.0.2.1", 32, "192.0.2.1"),
+            ("0.0.0.0", 0, "192.0.2.1"),
+            ("::", 0, "2001:db8::1"),
+            ("2001:db8::", 32, "2001:db8::1"),
+        ] {
+            assert!(covers(net, prefix, addr), "{net}/{prefix} {addr}");
+        }
+        for (net, prefix, addr) in [
+            ("192.0.2.0", 24, "192.0.3.0"),
+            ("192.0.2.1", 32, "192.0.2.0"),
+            ("192.0.2.1", 255, "192.0.2.0"),
+            ("::", 0, "192.0.2.1"),
+            ("0.0.0.0", 0, "::1"),
+            ("2001:db8::", 128, "2001:db8::1"),
+        ] {
+            assert!(!covers(net, prefix, addr), "{net}/{prefix} {addr}");
+        }
+    }
 }

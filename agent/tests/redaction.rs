@@ -33,7 +33,9 @@ fn end(last: u8) -> End {
 
 fn program() -> Program {
     let ring = Ring::parse(document().as_bytes()).unwrap();
-    let peer = |last| (end(last).addr, Peer { name: format!("node{last}"), end: end(last), excluded: false });
+    let peer = |last| {
+        (end(last).addr, Peer { name: format!("node{last}"), end: end(last), excluded: false, new: false })
+    };
     let peers = Arc::new(Peers::from([peer(2), peer(3)]));
     Program { ring: Arc::new(ring), local: end(1), peers, probe_port: 9468 }
 }

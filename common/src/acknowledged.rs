@@ -17,6 +17,10 @@ use crate::{
     uid::Uid,
 };
 
+mod pending;
+
+pub use pending::PENDING_AFTER;
+
 /// After the last node has said that it no longer sends with a generation, packets of it may still be under way.
 pub const DRAIN: Duration = Duration::from_secs(5);
 /// Between two writes that give nodes new incarnations, so that something that keeps deleting SAs can't make the whole
@@ -46,6 +50,9 @@ pub struct Acknowledgement {
     /// The one generation that it sends with, to every peer; absent while that is none, or more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sends: Option<Uid>,
+    /// It sends with no generation at all; absent where it sends with one, or nobody knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
     /// Its own incarnations, by generation, under which it lost SAs and that it can't go on with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub burnt: Incarnations,
@@ -79,6 +86,8 @@ pub struct Sight<'s> {
     pub said: &'s BTreeMap<String, Acknowledgement>,
     /// Somebody wants the rotation under way to go on without the nodes that it waits for.
     pub pressed: bool,
+    /// Nodes find out whether ESP reaches their peers before the first generation is used.
+    pub probing: bool,
 }
 
 /// How many nodes there are.
@@ -102,9 +111,11 @@ impl<'s> Sight<'s> {
 
     fn expected(&self) -> impl Iterator<Item = Expected<'s>> {
         let Self { ring, nodes, said, .. } = *self;
+        let pending = move |uid: &Uid| ring.is_some_and(|ring| ring.pending.contains(uid));
         nodes.iter().filter(|node| !node.excluded).map(move |node| Expected {
             node,
             said: said.get(&node.name).filter(|said| counts(said, node, ring)),
+            pending: node.uid.as_ref().is_some_and(pending),
         })
     }
 }
@@ -118,6 +129,8 @@ pub struct Acknowledged {
     /// Since when nobody sends with a generation that is retiring since then by the ring: an old ring that comes back may
     /// activate and retire it again unseen.
     quiet: Option<(Uid, Timestamp, Instant)>,
+    /// Since when the ring accepts plaintext, and somebody does not.
+    insisted: Option<Instant>,
     rekeyed: Option<Instant>,
 }
 
@@ -126,7 +139,7 @@ impl Acknowledged {
     /// waited for without end.
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
-        Self { limit, since: Since::new(), quiet: None, rekeyed: None }
+        Self { limit, since: Since::new(), quiet: None, insisted: None, rekeyed: None }
     }
 
     /// Notes what is there at `now`, and says what is true.
@@ -135,26 +148,28 @@ impl Acknowledged {
         self.since.observe(ring, now);
         let expected: Vec<Expected<'_>> = sight.expected().collect();
         let with_role = |role| ring.and_then(|ring| ring.with_role(role));
-        let all_receive = with_role(Role::Staged).map_or(Answer::Yes, |staged| {
-            self.all(&expected, sight.pressed, staged, now, |said| {
-                said.receives.get(&staged.uid) == Some(&staged.incarnations)
-            })
-        });
-        let nobody_sends = match (with_role(Role::Retiring), with_role(Role::Active)) {
-            (Some(old), Some(active)) => {
-                let switched =
-                    self.all(&expected, sight.pressed, old, now, |said| said.sends == Some(active.uid));
-                self.drained(old, switched, now)
-            }
+        let active = with_role(Role::Active);
+        let all_receive = with_role(Role::Staged)
+            .map_or(Answer::Yes, |staged| self.all_receive(&expected, sight, staged, now));
+        let nobody_sends = match (with_role(Role::Retiring), with_role(Role::Staged)) {
+            (Some(old), _) if active.is_some() => self.nobody_sends(&expected, sight, old, active, now),
+            (Some(old), None) => self.nobody_sends(&expected, sight, old, None, now),
             _ => Answer::Yes,
         };
-        let spent = with_role(Role::Active).and_then(|active| {
+        let pending = self.pending(&expected, ring, now);
+        let may_insist = active
+            .map_or(Answer::In(LOOK_AGAIN), |active| self.may_insist(&expected, active, &pending.nodes, now));
+        let spent = active.and_then(|active| {
             expected.iter().find(|expected| expected.says(|said| said.spent.contains(&active.uid)))
         });
         let newest = said.values().filter(|said| installed(said, ring)).map(|said| said.newest);
         Facts {
             all_receive,
             nobody_sends,
+            may_insist,
+            obstacle: pending.obstacle.or_else(|| obstacle(&expected)),
+            nobody_insists: self.nobody_insists(&expected, sight, now),
+            pending: pending.nodes,
             requested: spent.map(|expected| {
                 format!("node {} says that the generation in use has reached its limits", expected.node.name)
             }),
@@ -169,20 +184,99 @@ impl Acknowledged {
         self.rekeyed = Some(now);
     }
 
-    /// Whether every node says so, those aside that are left behind.
+    fn all_receive(
+        &self,
+        expected: &[Expected<'_>],
+        sight: Sight<'_>,
+        staged: &Generation,
+        now: Instant,
+    ) -> Answer {
+        let receives = |node: &Expected<'_>| {
+            node.says(|said| said.receives.get(&staged.uid) == Some(&staged.incarnations))
+        };
+        let first = sight.ring.and_then(Ring::active).is_none();
+        let tried = |said: &Acknowledgement| said.unreachable.is_some();
+        let probed = |node: &Expected<'_>| !(first && sight.probing) || node.said.is_none_or(tried);
+        let waited = self.since.waited(staged, now);
+        let answer = self
+            .all(expected, sight.pressed, waited, |node| (node.pending || receives(node)) && probed(node));
+        // A first generation that hardly anybody has encrypts nothing.
+        let enough = expected.len().min(2);
+        if first && answer == Answer::Yes && expected.iter().filter(|node| receives(node)).count() < enough {
+            let without = expected.iter().filter(|node| !receives(node));
+            return Answer::Awaits { nodes: names(without), look_in: LOOK_AGAIN };
+        }
+        answer
+    }
+
+    /// `active`: what everybody is to send with instead; `None` where nobody is to send at all.
+    fn nobody_sends(
+        &mut self,
+        expected: &[Expected<'_>],
+        sight: Sight<'_>,
+        old: &Generation,
+        active: Option<&Generation>,
+        now: Instant,
+    ) -> Answer {
+        let waited = self.since.waited(old, now);
+        // What it said may have been lost while it goes on sending: so it is not left out at once.
+        let left_behind = |node: &Expected<'_>| node.is_mute() && waited >= self.limit;
+        let switched = self.all(expected, sight.pressed, waited, |node| {
+            let quiet = |said: &Acknowledgement| said.silent && (active.is_none() || node.pending);
+            let follows =
+                |said: &Acknowledgement| active.is_some_and(|active| said.sends == Some(active.uid));
+            left_behind(node) || node.says(|said| quiet(said) || follows(said))
+        });
+        self.drained(old, switched, now)
+    }
+
+    fn may_insist(
+        &self,
+        expected: &[Expected<'_>],
+        active: &Generation,
+        pending: &BTreeSet<Uid>,
+        now: Instant,
+    ) -> Answer {
+        let is_pending =
+            |node: &Expected<'_>| node.pending || node.node.uid.is_some_and(|uid| pending.contains(&uid));
+        let answer = self.all(expected, false, self.since.waited(active, now), |node| {
+            let encrypts = |said: &Acknowledgement| {
+                said.receives.get(&active.uid) == Some(&active.incarnations) && said.sends == Some(active.uid)
+            };
+            !is_pending(node) && node.says(encrypts)
+        });
+        // What a node itself has found does not get better by waiting.
+        let objecting = names(expected.iter().filter(|node| node.says(|said| !said.obstacles.is_empty())));
+        match answer {
+            answer if objecting.is_empty() => answer,
+            Answer::Awaits { nodes, look_in } => Answer::Awaits { nodes: &nodes | &objecting, look_in },
+            Answer::Yes | Answer::In(_) => Answer::Awaits { nodes: objecting, look_in: LOOK_AGAIN },
+        }
+    }
+
+    fn nobody_insists(&mut self, expected: &[Expected<'_>], sight: Sight<'_>, now: Instant) -> Answer {
+        let accepts = |node: &Expected<'_>| {
+            node.is_mute() || node.says(|said| said.enforcement != Enforcement::Enforcing)
+        };
+        let permissive = sight.ring.is_some_and(|ring| ring.enforcement == Enforcement::Permissive);
+        let awaited = permissive && !expected.iter().all(accepts);
+        self.insisted = awaited.then(|| self.insisted.unwrap_or(now));
+        let waited = self.insisted.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.all(expected, sight.pressed, waited, accepts)
+    }
+
+    /// Whether every node says so, those aside that are left behind; `waited`: for how long that has been asked.
     fn all(
         &self,
         expected: &[Expected<'_>],
         pressed: bool,
-        generation: &Generation,
-        now: Instant,
-        says: impl Fn(&Acknowledgement) -> bool,
+        waited: Duration,
+        says: impl Fn(&Expected<'_>) -> bool,
     ) -> Answer {
         if expected.is_empty() {
             // No cluster is empty: this is a list that went wrong.
             return Answer::In(LOOK_AGAIN);
         }
-        let waited = self.since.waited(generation, now);
         let patience = |node: &NodeFacts| match (pressed, node.ready) {
             (true, _) => Some(PRESSED.min(self.limit)),
             (false, false) => Some(self.limit),
@@ -190,7 +284,7 @@ impl Acknowledged {
         };
         let mut look_in = LOOK_AGAIN;
         let mut nodes = BTreeSet::new();
-        for Expected { node, .. } in expected.iter().filter(|expected| !expected.says(&says)) {
+        for Expected { node, .. } in expected.iter().filter(|expected| !says(expected)) {
             let left = patience(node).map(|patience| patience.saturating_sub(waited));
             if left != Some(Duration::ZERO) {
                 nodes.insert(node.name.clone());
@@ -247,12 +341,31 @@ impl Acknowledged {
 struct Expected<'s> {
     node: &'s NodeFacts,
     said: Option<&'s Acknowledgement>,
+    /// By the ring, peers do not encrypt to it.
+    pending: bool,
 }
 
 impl Expected<'_> {
     fn says(&self, what: impl Fn(&Acknowledgement) -> bool) -> bool {
         self.said.is_some_and(what)
     }
+
+    /// Nothing that it has said since it booted is to be had, and peers know.
+    const fn is_mute(&self) -> bool {
+        self.pending && self.said.is_none()
+    }
+}
+
+fn names<'e, 's: 'e>(nodes: impl Iterator<Item = &'e Expected<'s>>) -> BTreeSet<String> {
+    nodes.map(|expected| expected.node.name.clone()).collect()
+}
+
+/// The first thing that a node says speaks against insisting.
+fn obstacle(expected: &[Expected<'_>]) -> Option<String> {
+    expected.iter().find_map(|expected| {
+        let obstacle = expected.said?.obstacles.first()?;
+        Some(format!("{}: {obstacle}", expected.node.name))
+    })
 }
 
 /// Whether what was said was said by the node as it is now.
@@ -266,242 +379,4 @@ fn installed(said: &Acknowledgement, ring: Option<&Ring>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{secret::SecretBytes, suite::Suite};
-
-    const LIMIT: Duration = Duration::from_secs(3600);
-
-    fn uid(number: u8) -> Uid {
-        Uid::from_random([number; 16])
-    }
-
-    fn here() -> Uid {
-        uid(90)
-    }
-
-    fn generation(id: u64, role: Role) -> Generation {
-        let at = "2026-11-20T03:00:00Z".parse().unwrap();
-        let suite = Suite::Aes128Gcm8;
-        Generation {
-            id,
-            uid: gen_uid(id),
-            role,
-            suite,
-            key: SecretBytes::copy_from(&[id as u8; 16]),
-            spi_seed: SecretBytes::copy_from(&[id as u8; 16]),
-            created_at: at,
-            role_since: at,
-            incarnations: BTreeMap::new(),
-        }
-    }
-
-    fn gen_uid(id: u64) -> Uid {
-        uid(200 + id as u8)
-    }
-
-    fn ring(roles: &[Role]) -> Ring {
-        let mut ring = Ring::off(1, Some(here()));
-        ring.enforcement = Enforcement::Permissive;
-        ring.generations = (1..).zip(roles).map(|(id, role)| generation(id, *role)).collect();
-        ring
-    }
-
-    /// A cluster of three nodes that have all said everything about the ring.
-    struct Case {
-        ring: Ring,
-        nodes: Vec<NodeFacts>,
-        said: BTreeMap<String, Acknowledgement>,
-        pressed: bool,
-        acknowledged: Acknowledged,
-        now: Instant,
-    }
-
-    impl Case {
-        fn new(roles: &[Role]) -> Self {
-            let ring = ring(roles);
-            let nodes: Vec<NodeFacts> = (1..=3)
-                .map(|n| NodeFacts {
-                    name: format!("node-{n}"),
-                    uid: Some(uid(n)),
-                    created: None,
-                    addr: Some([192, 0, 2, n].into()),
-                    boot: Some(uid(100 + n)),
-                    ready: true,
-                    excluded: false,
-                })
-                .collect();
-            let say = |node: &NodeFacts| Acknowledgement {
-                node: node.uid.unwrap(),
-                boot: node.boot.unwrap(),
-                installation: Some(here()),
-                receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
-                sends: ring.active().map(|active| active.uid),
-                burnt: BTreeMap::new(),
-                spent: BTreeSet::new(),
-                newest: ring.newest(),
-                enforcement: ring.enforcement,
-                obstacles: BTreeSet::new(),
-                unreachable: Some(BTreeSet::new()),
-            };
-            let said = nodes.iter().map(|node| (node.name.clone(), say(node))).collect();
-            let acknowledged = Acknowledged::new(LIMIT);
-            Self { ring, nodes, said, pressed: false, acknowledged, now: Instant::now() }
-        }
-
-        fn observe(&mut self) -> Facts {
-            let Self { ring, nodes, said, pressed, acknowledged, now } = self;
-            acknowledged.observe(Sight { ring: Some(ring), nodes, said, pressed: *pressed }, *now)
-        }
-
-        fn second(&mut self) -> &mut Acknowledgement {
-            self.said.get_mut("node-2").unwrap()
-        }
-    }
-
-    fn awaits(answer: &Answer) -> Vec<&str> {
-        match answer {
-            Answer::Awaits { nodes, .. } => nodes.iter().map(String::as_str).collect(),
-            _ => vec![],
-        }
-    }
-
-    const STAGED: [Role; 2] = [Role::Active, Role::Staged];
-    const RETIRING: [Role; 2] = [Role::Retiring, Role::Active];
-
-    #[test]
-    fn a_rotation_waits_for_every_node_by_its_name() {
-        let mut case = Case::new(&STAGED);
-        assert_eq!(case.observe().all_receive, Answer::Yes);
-        case.second().receives.remove(&gen_uid(2));
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-        case.now += 100 * LIMIT;
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "a Ready node is waited for without end");
-        case.said.remove("node-3");
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2", "node-3"]);
-    }
-
-    #[test]
-    fn what_another_boot_node_or_installation_said_does_not_count() {
-        let other = uid(77);
-        let wrong: [fn(&mut Acknowledgement, Uid); 4] = [
-            |said, other| said.node = other,
-            |said, other| said.boot = other,
-            |said, other| said.installation = Some(other),
-            |said, _| said.installation = None,
-        ];
-        for change in wrong {
-            let mut case = Case::new(&STAGED);
-            change(case.second(), other);
-            assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-            let sight =
-                Sight { ring: Some(&case.ring), nodes: &case.nodes, said: &case.said, pressed: false };
-            assert_eq!(sight.census(), Census { expected: 3, heard: 2 });
-        }
-        let mut case = Case::new(&STAGED);
-        case.nodes[1].boot = None;
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "nobody knows which boot it is");
-    }
-
-    #[test]
-    fn a_generation_is_known_by_its_uid_and_incarnations() {
-        let mut case = Case::new(&STAGED);
-        case.ring.generations[1].uid = uid(55);
-        assert_eq!(awaits(&case.observe().all_receive).len(), 3);
-        let mut case = Case::new(&STAGED);
-        case.ring.generations[1].incarnations.insert(uid(1), 1);
-        assert_eq!(awaits(&case.observe().all_receive).len(), 3, "node-1's pairs have other keys now");
-    }
-
-    #[test]
-    fn a_node_that_is_not_ready_is_left_behind_in_the_end() {
-        let mut case = Case::new(&STAGED);
-        case.said.remove("node-2");
-        case.nodes[1].ready = false;
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-        case.now += LIMIT - Duration::from_secs(1);
-        let look_in = Duration::from_secs(1);
-        let nodes = BTreeSet::from(["node-2".to_owned()]);
-        assert_eq!(case.observe().all_receive, Answer::Awaits { nodes, look_in });
-        case.now += look_in;
-        assert_eq!(case.observe().all_receive, Answer::Yes);
-        // A manager that has just started knows nothing of the time before.
-        case.acknowledged = Acknowledged::new(LIMIT);
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-    }
-
-    #[test]
-    fn somebody_may_press_on() {
-        let mut case = Case::new(&STAGED);
-        case.said.remove("node-2");
-        case.pressed = true;
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-        case.now += PRESSED;
-        assert_eq!(case.observe().all_receive, Answer::Yes);
-    }
-
-    #[test]
-    fn excluded_nodes_are_not_waited_for_and_an_empty_list_is_not_believed() {
-        let mut case = Case::new(&STAGED);
-        case.said.remove("node-2");
-        case.nodes[1].excluded = true;
-        assert_eq!(case.observe().all_receive, Answer::Yes);
-        case.nodes.clear();
-        assert_eq!(case.observe().all_receive, Answer::In(LOOK_AGAIN));
-    }
-
-    #[test]
-    fn an_old_generation_goes_when_nobody_sends_with_it_and_its_packets_have_arrived() {
-        let mut case = Case::new(&RETIRING);
-        case.second().sends = Some(gen_uid(1));
-        assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
-        case.second().sends = None;
-        assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"], "it may send with several");
-        case.second().sends = Some(gen_uid(2));
-        assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
-        case.now += DRAIN / 2;
-        assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN / 2));
-        case.second().sends = Some(gen_uid(1));
-        assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
-        case.second().sends = Some(gen_uid(2));
-        assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "from the start");
-        case.now += DRAIN;
-        assert_eq!(case.observe().nobody_sends, Answer::Yes);
-        case.ring.generations[0].role_since = "2026-11-20T03:00:01Z".parse().unwrap();
-        assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "it was sent with again in between");
-    }
-
-    #[test]
-    fn burnt_incarnations_are_replaced_once_and_not_too_often() {
-        let mut case = Case::new(&[Role::Retiring, Role::Active, Role::Staged]);
-        let burnt = [(gen_uid(1), 0), (gen_uid(2), 0), (gen_uid(3), 6), (uid(3), 1)];
-        case.second().burnt = burnt.into();
-        let needed = BTreeMap::from([(gen_uid(2), 1), (gen_uid(3), 7)]);
-        let node = uid(2);
-        assert_eq!(case.observe().rekey, BTreeMap::from([(node, needed)]));
-        case.acknowledged.rekeyed(case.now);
-        case.ring.generations[1].incarnations.insert(node, 1);
-        assert_eq!(case.observe().rekey, BTreeMap::new());
-        case.now += REKEY_PAUSE;
-        assert_eq!(case.observe().rekey, BTreeMap::from([(node, BTreeMap::from([(gen_uid(3), 7)]))]));
-        case.ring.generations[2].incarnations.insert(node, 7);
-        assert_eq!(case.observe().rekey, BTreeMap::new());
-        case.second().burnt = [(gen_uid(2), u32::MAX)].into();
-        assert_eq!(case.observe().rekey, BTreeMap::new(), "there is nothing after it");
-    }
-
-    #[test]
-    fn limits_and_lost_rings_are_heard_of() {
-        let mut case = Case::new(&STAGED);
-        let facts = case.observe();
-        assert_eq!((facts.requested, facts.newest, facts.senders.len()), (None, 2, 3));
-        case.second().spent = [gen_uid(2), uid(9)].into();
-        assert_eq!(case.observe().requested, None, "that generation is not in use");
-        case.second().spent.insert(gen_uid(1));
-        assert!(case.observe().requested.unwrap().contains("node-2"));
-        case.second().newest = 9;
-        assert_eq!(case.observe().newest, 9);
-        case.second().newest = u64::MAX;
-        assert_eq!(case.observe().newest, 2);
-    }
-}
+mod tests;

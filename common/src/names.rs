@@ -16,6 +16,9 @@ pub const CALICO_ADDRESS: &str = "projectcalico.org/IPv4Address";
 pub const OS_LABEL: &str = "kubernetes.io/os";
 /// Annotation of the Secret, with any value: somebody wants a rotation now. The write that starts it takes it off.
 pub const ROTATE: &str = "secureoverlay.io/rotate";
-/// Annotation of the Secret: while `true`, the rotation under way goes on without the nodes that it waits for. The write
-/// that ends the rotation takes it off.
+/// Annotation of the Secret: while `true`, the rotation under way goes on without the nodes that it waits for, as does
+/// the way to "off". The write that ends either takes it off.
 pub const PRESS_ON: &str = "secureoverlay.io/press-on";
+/// Annotation of the Secret: `permissive`, `enforcing` or `off`, which counts instead of what the manager was started
+/// with for as long as it is there.
+pub const ENFORCE: &str = "secureoverlay.io/enforce";

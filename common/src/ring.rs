@@ -30,6 +30,27 @@ pub enum Enforcement {
     Enforcing,
 }
 
+impl Enforcement {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Permissive, Self::Enforcing];
+
+    /// As it is written in the ring.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Permissive => "permissive",
+            Self::Enforcing => "enforcing",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|enforcement| enforcement.name() == name)
+    }
+}
+
 /// What a generation is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -304,6 +325,16 @@ mod tests {
         assert_eq!(Ring::parse(ring.to_yaml().as_bytes()), Ok(ring));
         let off = Ring::off(7, Some(node));
         assert_eq!(Ring::parse(off.to_yaml().as_bytes()), Ok(off));
+    }
+
+    #[test]
+    fn enforcement_is_called_what_the_ring_calls_it() {
+        for enforcement in Enforcement::ALL {
+            let written = serde_json::to_value(enforcement).unwrap();
+            assert_eq!(written, enforcement.name());
+            assert_eq!(Enforcement::named(enforcement.name()), Some(enforcement));
+        }
+        assert_eq!(Enforcement::named("Off"), None);
     }
 
     #[test]

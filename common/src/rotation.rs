@@ -8,7 +8,8 @@
 //!
 //! Every arrow is one write of the ring, so that a manager can be killed between any two of them. Whether "all
 //! receive" or "nobody sends" holds is a fact that comes from outside ([`Facts`]): [`crate::acknowledged`] takes it
-//! from what the nodes say, [`crate::timed`] from the time that has passed.
+//! from what the nodes say, [`crate::timed`] from the time that has passed. How far encryption is insisted on, and the
+//! way back to "off", is in `enforcing`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +27,8 @@ use crate::{
     uid::Uid,
     wire,
 };
+
+mod enforcing;
 
 /// Generation ids above this are not believed; there is room for a rotation every millisecond for 8,000 years.
 pub const LAST_ID: u64 = 1 << 48;
@@ -45,6 +48,30 @@ pub struct Settings {
     pub pace: Pace,
     /// Suite of new generations.
     pub suite: Suite,
+    /// How far to go.
+    pub goal: Goal,
+}
+
+/// How far encryption is to be insisted on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Goal {
+    /// Not at all: nothing is encrypted.
+    Off,
+    /// Encrypted where both ends are ready, plaintext accepted.
+    Permissive,
+    /// Up to enforcing, once nothing speaks against it.
+    #[default]
+    Auto,
+}
+
+impl From<Enforcement> for Goal {
+    fn from(enforcement: Enforcement) -> Self {
+        match enforcement {
+            Enforcement::Off => Self::Off,
+            Enforcement::Permissive => Self::Permissive,
+            Enforcement::Enforcing => Self::Auto,
+        }
+    }
 }
 
 /// When rotations are due.
@@ -127,8 +154,17 @@ impl fmt::Display for Names<'_> {
 pub struct Facts {
     /// Every node receives with the staged generation.
     pub all_receive: Answer,
-    /// Nobody sends with the retiring generation any more, and none of its packets is under way.
+    /// Nobody sends with the retiring generation any more, and none of its packets is under way. Where no generation is
+    /// active, nobody sends with any.
     pub nobody_sends: Answer,
+    /// Every node encrypts to every other, and nothing speaks against turning plaintext away.
+    pub may_insist: Answer,
+    /// What speaks against it, for people, where a node says so.
+    pub obstacle: Option<String>,
+    /// Every node accepts plaintext.
+    pub nobody_insists: Answer,
+    /// The Nodes that peers must not encrypt to yet.
+    pub pending: BTreeSet<Uid>,
     /// Somebody wants a rotation now, and why.
     pub requested: Option<String>,
     /// The incarnation that each node needs, for nodes that can't go on with the one that they have.
@@ -143,12 +179,16 @@ pub struct Facts {
 pub type Incarnations = BTreeMap<Uid, u32>;
 
 impl Facts {
-    /// Facts that come from the time that has passed alone.
+    /// Facts that come from the time that has passed alone: whether anything speaks against insisting, it can't say.
     #[must_use]
     pub const fn of(all_receive: Answer, nobody_sends: Answer) -> Self {
         Self {
             all_receive,
             nobody_sends,
+            may_insist: Answer::In(Duration::MAX),
+            obstacle: None,
+            nobody_insists: Answer::Yes,
+            pending: BTreeSet::new(),
             requested: None,
             rekey: BTreeMap::new(),
             newest: 0,
@@ -183,6 +223,16 @@ pub enum Action {
     Drop,
     /// Give nodes that lost SAs a new incarnation.
     Rekey,
+    /// Say which nodes peers do not encrypt to yet.
+    Pend,
+    /// Turn plaintext away: from permissive to enforcing.
+    Insist,
+    /// Accept plaintext again: from enforcing to permissive.
+    Relent,
+    /// Let nobody send encrypted any more: the last generation retires without another one.
+    Silence,
+    /// Empty the ring: encryption is off.
+    Quit,
     /// Empty the ring: it was made for an installation that is gone.
     Reset,
 }
@@ -254,7 +304,7 @@ pub fn decide(
         Installation::Unknown => {}
     }
     let Some(ring) = ring.filter(|ring| ring.enforcement != Enforcement::Off) else {
-        return Decision::rotate(Action::Begin, Cause::First, "there is no key yet");
+        return enforcing::begin(ring, facts, settings.goal);
     };
     if !facts.rekey.is_empty() {
         let count = facts.rekey.len();
@@ -262,6 +312,9 @@ pub fn decide(
             Action::Rekey,
             format!("{count} nodes lost SAs whose keys can't be used again"),
         );
+    }
+    if let Some(decision) = enforcing::first(ring, facts, settings.goal) {
+        return decision;
     }
     let with_role = |role| ring.with_role(role);
     match (with_role(Role::Retiring), with_role(Role::Active), with_role(Role::Staged)) {
@@ -278,7 +331,7 @@ pub fn decide(
             }),
         (_, Some(active), None) => match due(ring, active, facts, now, settings) {
             Ok((cause, reason)) => Decision::rotate(Action::Stage, cause, reason),
-            Err(time) => Decision::wait(time, format!("generation {} is active, nothing is due", active.id)),
+            Err(time) => enforcing::steady(ring, active, facts, settings.goal, time),
         },
         (_, None, None) => Decision::rotate(Action::Stage, Cause::First, "no generation can be sent with"),
     }
@@ -355,8 +408,12 @@ pub fn apply<E>(
                 generation.role_since = now;
             }
             next.next_rotation = Some(settings.pace.next(now));
+            next.pending = facts.pending.clone();
         }
         Action::Rekey => rekey(&mut next, facts),
+        Action::Pend | Action::Insist | Action::Relent | Action::Silence | Action::Quit => {
+            enforcing::apply(&mut next, action, facts, now);
+        }
         Action::Drop => next.generations.retain(|generation| generation.role != Role::Retiring),
         Action::Reset => next = Ring::off(next.revision, None),
     }
@@ -424,5 +481,7 @@ fn after(time: Timestamp, span: Duration) -> Timestamp {
     SignedDuration::try_from(span).ok().and_then(|span| time.checked_add(span).ok()).unwrap_or(Timestamp::MAX)
 }
 
+#[cfg(test)]
+mod enforcing_tests;
 #[cfg(test)]
 mod tests;

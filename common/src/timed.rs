@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    ring::{Generation, Ring, Role},
+    ring::{Enforcement, Generation, Ring, Role},
     rotation::{Answer, Facts},
     uid::Uid,
 };
@@ -46,13 +46,15 @@ impl Since {
 pub struct Timed {
     delay: Duration,
     since: Since,
+    /// Since when plaintext is accepted by the ring.
+    permissive: Option<Instant>,
 }
 
 impl Timed {
     /// `delay`: time within which every node has read a new ring and programmed it.
     #[must_use]
     pub const fn new(delay: Duration) -> Self {
-        Self { delay, since: Since::new() }
+        Self { delay, since: Since::new(), permissive: None }
     }
 
     /// Notes what `ring` shows at `now`, and says what may be taken for true.
@@ -65,6 +67,13 @@ impl Timed {
             let left = self.delay.saturating_sub(waited);
             if left.is_zero() { Answer::Yes } else { Answer::In(left) }
         };
-        Facts::of(answer(Role::Staged), answer(Role::Retiring))
+        let permissive = ring.is_some_and(|ring| ring.enforcement == Enforcement::Permissive);
+        self.permissive = permissive.then(|| self.permissive.unwrap_or(now));
+        let accepted = self.permissive.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let left = self.delay.saturating_sub(accepted);
+        Facts {
+            nobody_insists: if left.is_zero() { Answer::Yes } else { Answer::In(left) },
+            ..Facts::of(answer(Role::Staged), answer(Role::Retiring))
+        }
     }
 }

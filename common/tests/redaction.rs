@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
 use secureoverlay_common::{
     ring::{Ring, RingError, Role},
-    rotation::{Action, Answer, Facts, Installation, Pace, Settings, apply},
+    rotation::{Action, Answer, Facts, Goal, Installation, Pace, Settings, apply},
     secret::SecretBytes,
     suite::Suite,
     timed::Timed,
@@ -65,7 +65,11 @@ fn values_show_no_key() {
         generation.spi_seed,
         Some(vec![&derived]),
         fingerprint(&generation.key),
-        Settings { pace: Pace::Every(std::time::Duration::from_secs(1)), suite: Suite::default() },
+        Settings {
+            pace: Pace::Every(std::time::Duration::from_secs(1)),
+            suite: Suite::default(),
+            goal: Goal::Off
+        },
     );
     assert!(text.contains("secret bytes"), "{text}");
     assert_hidden(&text, &[&KEY, &SEED, derived.expose()]);
@@ -73,8 +77,11 @@ fn values_show_no_key() {
 
 #[test]
 fn a_ring_that_was_just_made_shows_no_key() {
-    let settings =
-        Settings { pace: Pace::Every(std::time::Duration::from_secs(60)), suite: Suite::Aes256Gcm16 };
+    let settings = Settings {
+        pace: Pace::Every(std::time::Duration::from_secs(60)),
+        suite: Suite::Aes256Gcm16,
+        goal: Goal::Auto,
+    };
     let mut draws = [vec![0; 16], [KEY, SEED].concat(), vec![0; 16]].into_iter();
     let fill = |bytes: &mut [u8]| {
         bytes.copy_from_slice(&draws.next().unwrap());

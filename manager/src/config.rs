@@ -8,6 +8,7 @@ use secureoverlay_common::suite::Suite;
 use secureoverlay_daemon::{duration, log};
 
 use crate::{
+    enforce::{self, Enforce},
     rotate,
     schedule::{self, Schedule},
     source::Acknowledgements,
@@ -54,6 +55,8 @@ pub struct Config {
 pub enum Command {
     /// Asks the manager for a new key now
     Rotate(rotate::Args),
+    /// Tells the manager how far to insist on encryption
+    Enforce(enforce::Args),
     /// Prints the CustomResourceDefinition of NodeEncryption, which is part of the manifest
     Crd,
 }
@@ -130,6 +133,13 @@ pub struct Rotation {
     /// need 8 bytes more in every packet: mind the tunnel's MTU
     #[arg(long, env = "SECUREOVERLAY_SUITE", default_value_t, value_name = "SUITE")]
     pub suite: Suite,
+
+    /// How far encryption is insisted on. With `auto` plaintext is turned away as soon as every node encrypts and nothing
+    /// speaks against it, which needs acknowledgements; with `permissive` it is accepted; with `off` nothing is encrypted,
+    /// and what was is taken back step by step. The annotation secureoverlay.io/enforce of the Secret (see `enforce`)
+    /// counts instead as long as it is there
+    #[arg(long, env = "SECUREOVERLAY_ENFORCEMENT", value_enum, default_value = "auto", value_name = "GOAL")]
+    pub enforcement: Enforce,
 }
 
 impl Rotation {
@@ -159,6 +169,7 @@ mod tests {
         assert_eq!(config.rotation.suite, Suite::Aes128Gcm8);
         assert!(config.command.is_none(), "MKE's manifest starts it without arguments");
         assert_eq!(config.rotation.acknowledgements, Acknowledgements::Auto);
+        assert_eq!(config.rotation.enforcement, Enforce::Auto);
     }
 
     #[test]
@@ -191,6 +202,9 @@ mod tests {
         let Some(Command::Rotate(args)) = config.command else { panic!("{config:?}") };
         assert!(args.wait && args.force);
         assert!(matches!(Config::parse_from(["mgr", "crd"]).command, Some(Command::Crd)));
+        let config = Config::parse_from(["mgr", "enforce", "off", "--wait"]);
+        assert!(matches!(config.command, Some(Command::Enforce(args)) if args.wait), "{config:?}");
+        assert!(Config::try_parse_from(["mgr", "enforce"]).is_err(), "it has to be said what");
     }
 
     #[test]
@@ -202,6 +216,7 @@ mod tests {
             ["--poll-interval", "often"],
             ["--listen", "everywhere"],
             ["--acknowledgements", "maybe"],
+            ["--enforcement", "enforcing"],
             ["--unreachable-limit", "0s"],
             ["--time-zone", "Europe/Atlantis"],
         ] {

@@ -1,8 +1,10 @@
 //! The manager of SecureOverlay as a library: everything but the command line.
 
+pub mod asking;
 pub mod cluster;
 pub mod config;
 pub mod encryptions;
+pub mod enforce;
 pub mod installation;
 pub mod metrics;
 pub mod notices;

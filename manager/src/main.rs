@@ -5,6 +5,7 @@ use clap::Parser;
 use secureoverlay_daemon::{log, node_encryption, process};
 use secureoverlay_manager::{
     config::{Command, Config},
+    enforce::enforce,
     rotate::rotate,
     run::run,
 };
@@ -17,6 +18,7 @@ async fn main() -> anyhow::Result<()> {
     match &config.command {
         None => run(&config).await,
         Some(Command::Rotate(args)) => rotate(args).await,
+        Some(Command::Enforce(args)) => enforce(args).await,
         Some(Command::Crd) => {
             print!("{}", serde_saphyr::to_string(&node_encryption::definition()).context("writing YAML")?);
             Ok(())

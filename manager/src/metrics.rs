@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 use secureoverlay_common::{
     acknowledged::Census,
-    ring::{Ring, Role},
+    ring::{Enforcement, Ring, Role},
     rotation::Cause,
 };
 
@@ -21,6 +21,8 @@ pub struct Metrics {
     ring_revision: Gauge,
     generation: Family<RoleLabel, Gauge>,
     phase: Family<PhaseLabel, Gauge>,
+    enforcement: Family<EnforcementLabel, Gauge>,
+    pending: Gauge,
     next_rotation: Gauge,
     last_rotation: Gauge,
     /// Rotations completed: the old generation dropped.
@@ -52,6 +54,11 @@ struct CauseLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PhaseLabel {
     phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EnforcementLabel {
+    enforcement: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,7 +100,7 @@ const CAUSES: [(Cause, &str); 6] = [
 ];
 /// Not a cause of its own for the decision: a node asks for it.
 const LIMITS: &str = "limits";
-const PHASES: [&str; 5] = ["off", "starting", "steady", "staged", "draining"];
+const PHASES: [&str; 6] = ["off", "starting", "steady", "staged", "draining", "stopping"];
 
 impl Metrics {
     /// Registers everything under `secureoverlay_manager_`.
@@ -109,6 +116,12 @@ impl Metrics {
         registry.register("ring_revision", "Revision of the ring", metrics.ring_revision.clone());
         registry.register("generation", "Number of the generation in each role", metrics.generation.clone());
         registry.register("phase", "1 for the phase that the rotation is in", metrics.phase.clone());
+        registry.register(
+            "enforcement",
+            "1 for how far the ring insists on encryption",
+            metrics.enforcement.clone(),
+        );
+        registry.register("pending_nodes", "Nodes that peers do not encrypt to yet", metrics.pending.clone());
         registry.register(
             "next_rotation_timestamp_seconds",
             "When the next rotation is due",
@@ -130,10 +143,14 @@ impl Metrics {
             "Writes that gave nodes which lost SAs new incarnations",
             metrics.rekeys.clone(),
         );
-        registry.register("awaited_nodes", "Nodes that the rotation waits for", metrics.awaited.clone());
+        registry.register(
+            "awaited_nodes",
+            "Nodes that a rotation or a change of enforcement waits for",
+            metrics.awaited.clone(),
+        );
         registry.register(
             "waited_seconds",
-            "For how long this phase of the rotation has waited for nodes",
+            "For how long this step has waited for nodes",
             metrics.waited.clone(),
         );
         registry.register("expected_nodes", "Nodes that take part", metrics.expected.clone());
@@ -212,6 +229,12 @@ impl Metrics {
         for other in PHASES {
             self.phase.get_or_create(&PhaseLabel { phase: other }).set((other == phase).into());
         }
+        let enforcement = ring.map_or(Enforcement::Off, |ring| ring.enforcement);
+        for other in Enforcement::ALL {
+            let label = EnforcementLabel { enforcement: other.name() };
+            self.enforcement.get_or_create(&label).set((other == enforcement).into());
+        }
+        self.pending.set(ring.map_or(0, |ring| ring.pending.len().try_into().unwrap_or(i64::MAX)));
         let seconds = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_second);
         self.next_rotation.set(seconds(ring.and_then(|ring| ring.next_rotation)));
         self.last_rotation.set(seconds(ring.and_then(Ring::active).map(|active| active.role_since)));
@@ -222,7 +245,8 @@ fn phase(ring: Option<&Ring>) -> &'static str {
     let has = |role| ring.is_some_and(|ring| ring.with_role(role).is_some());
     match (has(Role::Retiring), has(Role::Active), has(Role::Staged)) {
         (false, false, false) => "off",
-        (_, false, _) => "starting",
+        (true, false, false) => "stopping",
+        (_, false, true) => "starting",
         (true, true, _) => "draining",
         (false, true, true) => "staged",
         (false, true, false) => "steady",
@@ -251,6 +275,10 @@ mod tests {
             "secureoverlay_manager_ring_valid 1",
             "secureoverlay_manager_ring_revision 3",
             "secureoverlay_manager_phase{phase=\"off\"} 1",
+            "secureoverlay_manager_phase{phase=\"stopping\"} 0",
+            "secureoverlay_manager_enforcement{enforcement=\"off\"} 1",
+            "secureoverlay_manager_enforcement{enforcement=\"enforcing\"} 0",
+            "secureoverlay_manager_pending_nodes 0",
             "secureoverlay_manager_writes_total{result=\"conflict\"} 1",
             "secureoverlay_manager_rotations_total 0",
             "secureoverlay_manager_rotations_started_total{cause=\"limits\"} 1",

@@ -42,11 +42,28 @@ pub enum Reason {
     RingRestored,
     /// Nodes got new incarnations.
     NodesRekeyed,
+    /// Peers do not encrypt to some nodes yet.
+    NodesPending,
+    /// Plaintext is turned away from now on.
+    Enforcing,
+    /// Plaintext is accepted again.
+    Relented,
+    /// Nobody is to encrypt any more.
+    SwitchingOff,
+    /// Nothing is encrypted any more.
+    SwitchedOff,
+    /// Nodes are awaited before encryption is insisted on, or before it is off.
+    EnforcementWaiting,
+    /// The same for longer than unreachable ones would be.
+    EnforcementStalled,
 }
 
 impl Reason {
     const fn is_a_warning(self) -> bool {
-        matches!(self, Self::RotationStalled | Self::RingUnreadable | Self::RingRestored)
+        matches!(
+            self,
+            Self::RotationStalled | Self::EnforcementStalled | Self::RingUnreadable | Self::RingRestored
+        )
     }
 }
 

@@ -3,16 +3,11 @@
 //! It needs what the manager itself has, `get` and `update` of the Secret, so that it works in the manager's pod as from
 //! a workstation. Nothing is rotated here: the request is an annotation, and the manager answers it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
-use anyhow::{Context, bail};
 use kube::Client;
 use secureoverlay_common::{
-    ring::{Ring, RingError, Role},
-    rotation::Names,
+    ring::{Ring, Role},
     uid::Uid,
 };
 use secureoverlay_daemon::client;
@@ -20,18 +15,9 @@ use tokio::time::sleep;
 
 use crate::{
     USER_AGENT,
-    encryptions::WatchedEncryption,
-    store::{Requests, Store, Written},
-    view::{ENCRYPTIONS, pages},
+    asking::{self, Awaited, LOOK, NOT_TAKEN_UP, TAKEN_UP, readable},
+    store::{Requests, Store},
 };
-
-/// Somebody else keeps writing.
-const ATTEMPTS: usize = 20;
-const LOOK: Duration = Duration::from_secs(1);
-/// The nodes are many, and not awaited before 15 s.
-const LOOKS: u32 = 5;
-/// A manager that is alive has taken a request up by then.
-const TAKEN_UP: Duration = Duration::from_secs(30);
 
 /// Flags of the command.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -86,29 +72,16 @@ pub async fn rotate(args: &Args) -> anyhow::Result<()> {
 /// # Errors
 /// Where the Secret can't be read or written, or holds no ring.
 pub async fn ask(store: &Store, force: bool) -> anyhow::Result<Goal> {
-    for _ in 0..ATTEMPTS {
-        let (ring, held) = store.read().await?;
-        let goal = Goal::new(readable(ring)?.as_ref(), force);
-        match store.request(held, goal.requests).await? {
-            Written::Done => return Ok(goal),
-            Written::Conflict => sleep(Duration::from_millis(100)).await,
-        }
-    }
-    bail!("somebody else keeps writing the Secret: try again")
-}
-
-fn readable(ring: Result<Ring, RingError>) -> anyhow::Result<Option<Ring>> {
-    match ring {
-        Ok(ring) => Ok(Some(ring)),
-        Err(RingError::Empty) => Ok(None),
-        Err(error) => Err(error).context("nothing can be rotated until the ring in the Secret is mended"),
-    }
+    asking::ask(store, async |ring, held| {
+        let goal = Goal::new(ring.as_ref(), force);
+        Ok((store.request(held, goal.requests).await?, goal))
+    })
+    .await
 }
 
 async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
     let (store, start) = (Store::new(client.clone()), Instant::now());
-    let (mut said, mut awaited, mut hinted) = (None, String::new(), false);
-    let mut looks = 0_u32;
+    let (mut said, mut awaited, mut hinted) = (None, Awaited::default(), false);
     loop {
         let (ring, held) = store.read().await?;
         let phase = goal.phase(readable(ring)?.as_ref(), held.requests);
@@ -125,44 +98,21 @@ async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
             said = Some(phase);
         }
         if phase == Phase::Asked && !hinted && start.elapsed() > TAKEN_UP {
-            eprintln!("the manager has not taken it up yet: is ucp-secureoverlay-mgr running, and ready?");
+            eprintln!("{NOT_TAKEN_UP}");
             hinted = true;
         }
-        if looks.is_multiple_of(LOOKS) {
-            let now_awaited = who(client).await;
-            if now_awaited != awaited && !now_awaited.is_empty() {
-                println!("{now_awaited}");
-            }
-            awaited = now_awaited;
-        }
-        looks = looks.wrapping_add(1);
+        awaited.tell(client).await;
         sleep(LOOK).await;
     }
-}
-
-/// Whom the manager waits for, as far as we may see that.
-async fn who(client: &Client) -> String {
-    let Ok(list) = pages(client, ENCRYPTIONS, WatchedEncryption::into_parts).await else {
-        return String::new();
-    };
-    let mut nodes = BTreeMap::<String, BTreeSet<String>>::new();
-    for (node, said) in list {
-        if let Some(what) = said.awaited {
-            nodes.entry(what).or_default().insert(node);
-        }
-    }
-    let lines: Vec<String> =
-        nodes.iter().map(|(what, nodes)| format!("waiting for {}: {what}", Names(nodes))).collect();
-    lines.join("\n")
 }
 
 impl Goal {
     fn new(ring: Option<&Ring>, force: bool) -> Self {
         if force && ring.is_some_and(under_way) {
-            return Self { requests: Requests { rotate: false, press_on: true }, replace: None };
+            return Self { requests: Requests { press_on: true, ..Requests::default() }, replace: None };
         }
         let active = ring.and_then(Ring::active).map(|active| active.uid);
-        Self { requests: Requests { rotate: true, press_on: force }, replace: Some(active) }
+        Self { requests: Requests { rotate: true, press_on: force, enforce: None }, replace: Some(active) }
     }
 
     /// Where the rotation is, by the ring and the requests in the Secret.
@@ -212,8 +162,8 @@ mod tests {
         ring
     }
 
-    const NONE: Requests = Requests { rotate: false, press_on: false };
-    const ROTATE: Requests = Requests { rotate: true, press_on: false };
+    const NONE: Requests = Requests { rotate: false, press_on: false, enforce: None };
+    const ROTATE: Requests = Requests { rotate: true, press_on: false, enforce: None };
 
     #[test]
     fn a_rotation_is_followed_to_its_end() {
@@ -239,11 +189,11 @@ mod tests {
     fn force_presses_on_what_is_under_way() {
         for roles in [[(1, "active"), (2, "staged")], [(1, "retiring"), (2, "active")]] {
             let goal = Goal::new(Some(&ring(&roles)), true);
-            assert_eq!(goal.requests, Requests { rotate: false, press_on: true });
+            assert_eq!(goal.requests, Requests { press_on: true, ..Requests::default() });
             assert_eq!(goal.phase(Some(&ring(&[(2, "active")])), NONE), Phase::Done(2));
         }
         let goal = Goal::new(Some(&ring(&[(1, "active")])), true);
-        assert_eq!(goal.requests, Requests { rotate: true, press_on: true });
+        assert_eq!(goal.requests, Requests { rotate: true, press_on: true, enforce: None });
         assert_eq!(Goal::new(None, false).phase(None, ROTATE), Phase::Asked);
     }
 }

@@ -59,11 +59,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         listen = %bound.addr,
         suite = %config.rotation.suite,
+        enforcement = %config.rotation.enforcement,
         "managing the key ring: rotation {schedule}, each step after {follow}"
     );
     let options = Options {
         schedule,
         suite: config.rotation.suite,
+        goal: config.rotation.enforcement.into(),
         acknowledgements: config.rotation.acknowledgements,
         delay: config.rotation.propagation_delay,
         limit: config.rotation.unreachable_limit,

@@ -6,8 +6,8 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, Resource, api::PostParams};
 use secureoverlay_common::{
-    names::{NAMESPACE, PRESS_ON, ROTATE, SECRET, SECRET_KEY},
-    ring::{Ring, RingError},
+    names::{ENFORCE, NAMESPACE, PRESS_ON, ROTATE, SECRET, SECRET_KEY},
+    ring::{Enforcement, Ring, RingError},
 };
 use secureoverlay_daemon::client::describe;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,8 @@ pub struct Requests {
     pub rotate: bool,
     /// That the rotation goes on without the nodes that it waits for.
     pub press_on: bool,
+    /// How far encryption is to be insisted on.
+    pub enforce: Option<Enforcement>,
 }
 
 impl Requests {
@@ -56,10 +58,11 @@ impl Requests {
         Self {
             rotate: value(ROTATE).is_some(),
             press_on: value(PRESS_ON).is_some_and(|value| value == "true"),
+            enforce: value(ENFORCE).and_then(|value| Enforcement::named(value)),
         }
     }
 
-    /// Those annotations.
+    /// The annotations of what is asked for once.
     fn annotations(self) -> impl Iterator<Item = &'static str> {
         let all = [(ROTATE, self.rotate), (PRESS_ON, self.press_on)];
         all.into_iter().filter_map(|(name, asked)| asked.then_some(name))
@@ -74,6 +77,15 @@ pub struct Held {
     /// What is asked for.
     pub requests: Requests,
     secret: RingSecret,
+}
+
+impl Held {
+    /// How far to insist, where somebody has asked for something that is not understood.
+    #[must_use]
+    pub fn nonsense(&self) -> Option<&str> {
+        let value = self.secret.metadata.annotations.as_ref()?.get(ENFORCE)?;
+        Enforcement::named(value).is_none().then_some(value)
+    }
 }
 
 /// What became of a write.
@@ -150,6 +162,20 @@ impl Store {
         self.write(secret).await
     }
 
+    /// Asks for an enforcement, or with `None` for none in particular, if nobody has written since.
+    ///
+    /// # Errors
+    /// Where the answer is no, or lost; then the write may have been done.
+    pub async fn enforce(&self, held: Held, enforce: Option<Enforcement>) -> Result<Written, StoreError> {
+        let mut secret = held.secret;
+        let annotations = secret.metadata.annotations.get_or_insert_default();
+        match enforce {
+            Some(enforcement) => annotations.insert(ENFORCE.to_owned(), enforcement.name().to_owned()),
+            None => annotations.remove(ENFORCE),
+        };
+        self.write(secret).await
+    }
+
     async fn write(&self, secret: RingSecret) -> Result<Written, StoreError> {
         match self.api.replace(SECRET, &PostParams::default(), &secret).await {
             Ok(_) => Ok(Written::Done),
@@ -190,15 +216,21 @@ mod tests {
 
     #[test]
     fn requests_are_annotations() {
-        for (annotations, rotate, press_on) in [
-            (json!(null), false, false),
-            (json!({"note": "true"}), false, false),
-            (json!({ROTATE: ""}), true, false),
-            (json!({ROTATE: "now, please", PRESS_ON: "yes"}), true, false),
-            (json!({PRESS_ON: "true"}), false, true),
+        for (annotations, rotate, press_on, enforce) in [
+            (json!(null), false, false, None),
+            (json!({"note": "true"}), false, false, None),
+            (json!({ROTATE: ""}), true, false, None),
+            (json!({ROTATE: "now, please", PRESS_ON: "yes"}), true, false, None),
+            (json!({PRESS_ON: "true", ENFORCE: "off"}), false, true, Some(Enforcement::Off)),
+            (json!({ENFORCE: "enforcing"}), false, false, Some(Enforcement::Enforcing)),
+            (json!({ENFORCE: "aus"}), false, false, None),
         ] {
-            let meta = serde_json::from_value(json!({"annotations": annotations})).unwrap();
-            assert_eq!(Requests::of(&meta), Requests { rotate, press_on }, "{annotations}");
+            let secret: RingSecret =
+                serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap();
+            let requests = Requests::of(&secret.metadata);
+            assert_eq!(requests, Requests { rotate, press_on, enforce }, "{annotations}");
+            let nonsense = annotations[ENFORCE].as_str().filter(|_| enforce.is_none());
+            assert_eq!(Held { uid: None, requests, secret }.nonsense(), nonsense);
         }
     }
 

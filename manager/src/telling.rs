@@ -6,8 +6,9 @@ use std::{
 };
 
 use secureoverlay_common::{
+    names::ENFORCE,
     ring::{Ring, RingError, Role},
-    rotation::{Action, Cause, Decision, Facts, Names},
+    rotation::{Action, Cause, Decision, Facts, Goal, Names},
 };
 use secureoverlay_daemon::duration::Human;
 
@@ -30,6 +31,8 @@ pub struct Act<'a> {
     pub requests: Requests,
     /// The nodes that got new incarnations.
     pub rekeyed: BTreeSet<String>,
+    /// The nodes that are pending now, and were not before.
+    pub pending: BTreeSet<String>,
     /// How long the next step is away, where time decides.
     pub delay: Option<Duration>,
 }
@@ -41,6 +44,8 @@ pub struct Teller {
     waiting: Waiting,
     /// What was said of a ring that can't be read.
     unreadable: Option<String>,
+    /// What was said of an enforcement that nobody understands.
+    nonsense: Option<String>,
     /// UID of the Secret, which Events are about.
     secret: Option<String>,
 }
@@ -49,13 +54,27 @@ impl Teller {
     /// `limit`: how long nodes that are not ready are waited for.
     #[must_use]
     pub const fn new(metrics: Metrics, outbox: Outbox, limit: Duration) -> Self {
-        Self { metrics, outbox, waiting: Waiting::new(limit), unreadable: None, secret: None }
+        Self { metrics, outbox, waiting: Waiting::new(limit), unreadable: None, nonsense: None, secret: None }
     }
 
     /// The Secret as of now.
     pub fn secret(&mut self, uid: Option<&str>) {
         if self.secret.as_deref() != uid {
             self.secret = uid.map(str::to_owned);
+        }
+    }
+
+    /// Somebody asks for an enforcement that is none, or no longer does.
+    pub fn asked(&mut self, nonsense: Option<&str>) {
+        if self.nonsense.as_deref() != nonsense {
+            if let Some(value) = nonsense {
+                let value: String = value.chars().take(40).collect();
+                tracing::warn!(
+                    "the annotation {ENFORCE}={value:?} of the Secret counts for nothing: \
+                     permissive, enforcing and off are understood"
+                );
+            }
+            self.nonsense = nonsense.map(str::to_owned);
         }
     }
 
@@ -86,19 +105,21 @@ impl Teller {
         self.event(Reason::RingRestored, text.to_owned());
     }
 
-    /// Whom the rotation waits for. `shown` is what the nodes' objects say about that.
+    /// Whom the rotation waits for, or the way to `goal`. `shown` is what the nodes' objects say about that.
     pub fn waits(
         &mut self,
         ring: Option<&Ring>,
         facts: &Facts,
+        goal: Goal,
         shown: impl FnOnce() -> BTreeMap<String, String>,
         now: Instant,
     ) {
-        let words = self.waiting.words(ring, facts, shown, now);
+        let words = self.waiting.words(ring, facts, goal, shown, now);
         self.metrics.waits(words.count, words.waited);
         if let Some((reason, note)) = words.event {
             match reason {
                 Reason::RotationStalled => tracing::warn!("the rotation is stalled: {note}"),
+                Reason::EnforcementStalled => tracing::warn!("{note}"),
                 _ => tracing::info!("{note}"),
             }
             self.event(reason, note);
@@ -160,7 +181,32 @@ impl Teller {
                 self.event(Reason::NodesRekeyed, text);
             }
             Action::Reset => tracing::info!(revision, reason, "emptied the ring, encryption is off"),
+            Action::Pend => {
+                let count = act.after.pending.len();
+                tracing::info!(revision, reason, new = %Names(&act.pending), "{count} nodes are pending");
+                if !act.pending.is_empty() {
+                    let text = "are spoken to in the clear until they receive the generation in use and ESP reaches them";
+                    self.event(Reason::NodesPending, format!("{} {text}", Names(&act.pending)));
+                }
+            }
+            Action::Insist => {
+                self.enforced(act, Reason::Enforcing, "insisting: plaintext is turned away from now on");
+            }
+            Action::Relent => self.enforced(act, Reason::Relented, "relented: plaintext is accepted again"),
+            Action::Silence => {
+                let old = id(Some(act.after), Role::Retiring);
+                let off = when("nobody encrypts any more");
+                let text = format!("nobody is to send with generation {old} any more, switching off {off}");
+                self.enforced(act, Reason::SwitchingOff, &text);
+            }
+            Action::Quit => self.enforced(act, Reason::SwitchedOff, "switched off: nothing is encrypted"),
         }
+    }
+
+    fn enforced(&self, act: &Act<'_>, reason: Reason, text: &str) {
+        let (revision, why) = (act.after.revision, act.decision.reason.as_str());
+        tracing::info!(revision, reason = why, "{text}");
+        self.event(reason, format!("{text} ({why})"));
     }
 
     fn event(&self, reason: Reason, note: String) {

@@ -14,9 +14,10 @@ use rand::rngs::SysError;
 use secureoverlay_common::{
     acknowledged::Acknowledged,
     ring::{Ring, RingError, Role},
-    rotation::{Action, Answer, Decision, Facts, Installation, Settings, apply, decide},
+    rotation::{Action, Answer, Decision, Facts, Goal, Installation, Settings, apply, decide},
     suite::Suite,
     timed::Timed,
+    uid::Uid,
 };
 use secureoverlay_daemon::duration::Human;
 
@@ -98,6 +99,8 @@ pub struct Options {
     pub schedule: Schedule,
     /// Suite of new generations.
     pub suite: Suite,
+    /// How far encryption is insisted on, where nobody asks for something else.
+    pub goal: Goal,
     /// What a rotation waits for.
     pub acknowledgements: Acknowledgements,
     /// Time within which every node has read a new ring and programmed it, where nodes don't say so.
@@ -127,6 +130,7 @@ pub struct Manager {
 /// What a decision is made of.
 struct Look {
     now: Now,
+    goal: Goal,
     facts: Facts,
     /// What the nodes say, where they do.
     view: Option<View>,
@@ -192,6 +196,7 @@ impl Manager {
             None
         };
         let requests = held.requests;
+        self.teller.asked(held.nonsense());
         let mut look = self.look(ring.as_ref(), view, requests, now);
         let mut decision = self.decide(ring.as_ref(), installation, &look);
         if by_word && needs_proof(decision.action) {
@@ -200,7 +205,8 @@ impl Manager {
             look = self.look(ring.as_ref(), Some(fresh), requests, clock());
             decision = self.decide(ring.as_ref(), installation, &look);
         }
-        self.teller.waits(ring.as_ref(), &look.facts, || self.cluster.awaited(), look.now.monotonic);
+        let awaited = || self.cluster.awaited();
+        self.teller.waits(ring.as_ref(), &look.facts, look.goal, awaited, look.now.monotonic);
         if decision.action == Action::Wait {
             return Ok(Outcome::Waiting { wake_in: decision.wake_in, reason: decision.reason });
         }
@@ -227,14 +233,15 @@ impl Manager {
         if requests.rotate {
             facts.requested = Some("somebody asked for it by an annotation of the Secret".to_owned());
         }
-        Look { now, facts, view, doubt }
+        let goal = requests.enforce.map_or(self.options.goal, Goal::from);
+        Look { now, goal, facts, view, doubt }
     }
 
     fn decide(&self, ring: Option<&Ring>, installation: Installation, look: &Look) -> Decision {
-        let settings = self.settings(ring, look.now);
+        let settings = self.settings(ring, look.now, look.goal);
         let decision = decide(ring, installation, &look.facts, look.now.wall, &settings);
         match look.doubt {
-            Some(left) if matches!(decision.action, Action::Activate | Action::Drop) => {
+            Some(left) if needs_all_nodes(decision.action) => {
                 let nodes = look.view.as_ref().map_or(0, |view| view.nodes.len());
                 let (before, left_text) = (self.trust.believed(), Human(Duration::from_secs(left.as_secs())));
                 Decision {
@@ -250,8 +257,8 @@ impl Manager {
         }
     }
 
-    fn settings(&self, ring: Option<&Ring>, now: Now) -> Settings {
-        Settings { pace: self.options.schedule.pace(ring, now.wall), suite: self.options.suite }
+    fn settings(&self, ring: Option<&Ring>, now: Now, goal: Goal) -> Settings {
+        Settings { pace: self.options.schedule.pace(ring, now.wall), suite: self.options.suite, goal }
     }
 
     async fn act(
@@ -265,9 +272,10 @@ impl Manager {
         let action = decision.action;
         let next = self.apply(ring, action, installation, &look.facts, look.now)?;
         let requests = held.requests;
-        let ends = action == Action::Drop
+        let ends = matches!(action, Action::Drop | Action::Quit)
             || (action == Action::Activate && next.with_role(Role::Retiring).is_none());
-        let answered = Requests { rotate: matches!(action, Action::Begin | Action::Stage), press_on: ends };
+        let rotate = matches!(action, Action::Begin | Action::Stage);
+        let answered = Requests { rotate, press_on: ends, enforce: None };
         let outcome = self.write(held, &next, answered).await?;
         if outcome == Outcome::Written {
             if action == Action::Rekey {
@@ -278,7 +286,11 @@ impl Manager {
                 before: ring,
                 after: &next,
                 requests,
-                rekeyed: look.rekeyed(),
+                rekeyed: look.names(|uid| look.facts.rekey.contains_key(uid)),
+                pending: look.names(|uid| {
+                    let was = ring.is_some_and(|ring| ring.pending.contains(uid));
+                    next.pending.contains(uid) && !was
+                }),
                 delay: look.view.is_none().then_some(self.options.delay),
             });
         }
@@ -312,7 +324,8 @@ impl Manager {
         facts: &Facts,
         now: Now,
     ) -> Result<Ring, SysError> {
-        let settings = self.settings(ring, now);
+        // How far to go has been decided.
+        let settings = self.settings(ring, now, self.options.goal);
         apply(ring, action, installation, facts, now.wall, &settings, self.options.random)
     }
 
@@ -339,19 +352,35 @@ impl Manager {
 /// Whether it would do harm to decide on this by an old view. A rekey does none: at worst a node gets one more.
 const fn needs_proof(action: Action) -> bool {
     match action {
-        Action::Begin | Action::Stage | Action::Activate | Action::Drop => true,
-        Action::Wait | Action::Rekey | Action::Reset => false,
+        Action::Begin
+        | Action::Stage
+        | Action::Activate
+        | Action::Drop
+        | Action::Pend
+        | Action::Insist
+        | Action::Silence
+        | Action::Quit => true,
+        Action::Wait | Action::Rekey | Action::Relent | Action::Reset => false,
+    }
+}
+
+/// Whether it would do harm to leave nodes out.
+const fn needs_all_nodes(action: Action) -> bool {
+    match action {
+        Action::Activate | Action::Drop | Action::Pend | Action::Insist | Action::Silence | Action::Quit => {
+            true
+        }
+        Action::Wait | Action::Begin | Action::Stage | Action::Rekey | Action::Relent | Action::Reset => {
+            false
+        }
     }
 }
 
 impl Look {
-    /// The names of the nodes that need new incarnations.
-    fn rekeyed(&self) -> BTreeSet<String> {
+    /// The names of some nodes.
+    fn names(&self, which: impl Fn(&Uid) -> bool) -> BTreeSet<String> {
         let nodes = self.view.iter().flat_map(|view| &view.nodes);
-        nodes
-            .filter(|node| node.uid.is_some_and(|uid| self.facts.rekey.contains_key(&uid)))
-            .map(|node| node.name.clone())
-            .collect()
+        nodes.filter(|node| node.uid.as_ref().is_some_and(&which)).map(|node| node.name.clone()).collect()
     }
 }
 

@@ -36,7 +36,7 @@ impl View {
     /// For [`secureoverlay_common::acknowledged`].
     #[must_use]
     pub const fn sight<'s>(&'s self, ring: Option<&'s Ring>, pressed: bool) -> Sight<'s> {
-        Sight { ring, nodes: self.nodes.as_slice(), said: &self.said, pressed }
+        Sight { ring, nodes: self.nodes.as_slice(), said: &self.said, pressed, probing: true }
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use secureoverlay_common::{
-    ring::{Ring, Role},
-    rotation::{Answer, Facts, Names},
+    ring::{Enforcement, Ring, Role},
+    rotation::{Answer, Facts, Goal, Names},
     uid::Uid,
 };
 use secureoverlay_daemon::duration::Human;
@@ -23,29 +23,84 @@ const NODES: usize = 20;
 /// What the objects say is believed again after this: our own writes have reached the watch by then.
 const RECHECK: Duration = Duration::from_secs(60);
 
+/// What nodes are awaited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Receive,
+    Switch,
+    Insist,
+    AcceptPlaintext,
+    FallSilent,
+}
+
 /// Nodes that are awaited, and what for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wait<'f> {
-    /// The generation, and the role that it is in.
-    phase: (Uid, Role),
+    /// The step, and the generation that it is about.
+    phase: (Uid, Step),
     nodes: &'f BTreeSet<String>,
     what: String,
 }
 
 impl<'f> Wait<'f> {
-    fn find(ring: Option<&Ring>, facts: &'f Facts) -> Option<Self> {
+    fn find(ring: Option<&Ring>, facts: &'f Facts, goal: Goal) -> Option<Self> {
         let ring = ring?;
-        let awaits = |answer: &'f Answer| match answer {
-            Answer::Awaits { nodes, .. } => Some(nodes),
-            Answer::Yes | Answer::In(_) => None,
+        let with_role = |role| ring.with_role(role);
+        let (retiring, active, staged) =
+            (with_role(Role::Retiring), with_role(Role::Active), with_role(Role::Staged));
+        let permissive = ring.enforcement == Enforcement::Permissive;
+        let insists = goal == Goal::Auto && permissive;
+        let (step, of, answer, what) = match (retiring, active, staged) {
+            (Some(old), Some(active), _) => {
+                (Step::Switch, old, &facts.nobody_sends, format!("switching to generation {}", active.id))
+            }
+            (Some(old), None, None) if goal == Goal::Off => {
+                (Step::FallSilent, old, &facts.nobody_sends, "no longer encrypting".to_owned())
+            }
+            (_, active, staged) if goal == Goal::Off && permissive => {
+                let what = "accepting plaintext again".to_owned();
+                (Step::AcceptPlaintext, active.or(staged)?, &facts.nobody_insists, what)
+            }
+            (_, _, Some(staged)) => {
+                (Step::Receive, staged, &facts.all_receive, format!("receiving generation {}", staged.id))
+            }
+            (_, Some(active), None) if insists => {
+                let obstacle = facts.obstacle.as_ref().map(|obstacle| format!(": {obstacle}"));
+                let what = format!("insisting{}", obstacle.unwrap_or_default());
+                (Step::Insist, active, &facts.may_insist, what)
+            }
+            _ => return None,
         };
-        if let (Some(old), Some(active)) = (ring.with_role(Role::Retiring), ring.active()) {
-            let what = format!("switching to generation {}", active.id);
-            return awaits(&facts.nobody_sends).map(|nodes| Self { phase: (old.uid, old.role), nodes, what });
+        match answer {
+            Answer::Awaits { nodes, .. } => Some(Self { phase: (of.uid, step), nodes, what }),
+            Answer::Yes | Answer::In(_) => None,
         }
-        let staged = ring.with_role(Role::Staged)?;
-        let what = format!("receiving generation {}", staged.id);
-        awaits(&facts.all_receive).map(|nodes| Self { phase: (staged.uid, staged.role), nodes, what })
+    }
+}
+
+impl Step {
+    const fn reason(self, stalled: bool) -> Reason {
+        match (self, stalled) {
+            (Self::Receive | Self::Switch, false) => Reason::RotationWaiting,
+            (Self::Receive | Self::Switch, true) => Reason::RotationStalled,
+            (Self::Insist | Self::AcceptPlaintext | Self::FallSilent, false) => Reason::EnforcementWaiting,
+            (Self::Insist | Self::AcceptPlaintext | Self::FallSilent, true) => Reason::EnforcementStalled,
+        }
+    }
+
+    /// What to do about a stall.
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Receive | Self::Switch => {
+                ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
+                 (ucp-secureoverlay-mgr rotate --force)"
+            }
+            Self::Insist => ". Until then plaintext is accepted: mend what is named, or exclude those nodes",
+            Self::AcceptPlaintext | Self::FallSilent => {
+                ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
+                 (kubectl -n kube-system annotate secret ucp-secureoverlay secureoverlay.io/press-on=true)"
+            }
+        }
     }
 }
 
@@ -74,7 +129,7 @@ pub struct Waiting {
 
 #[derive(Debug)]
 struct Told {
-    phase: (Uid, Role),
+    phase: (Uid, Step),
     since: Instant,
     event: Option<(Reason, Instant)>,
 }
@@ -91,6 +146,7 @@ impl Waiting {
         &mut self,
         ring: Option<&Ring>,
         facts: &Facts,
+        goal: Goal,
         shown: impl FnOnce() -> BTreeMap<String, String>,
         now: Instant,
     ) -> Words {
@@ -100,7 +156,7 @@ impl Waiting {
         }
         let mut words = Words::default();
         let mut wanted = BTreeMap::new();
-        self.wait = Wait::find(ring, facts).map(|wait| {
+        self.wait = Wait::find(ring, facts, goal).map(|wait| {
             let mut told = match self.wait.take() {
                 Some(told) if told.phase == wait.phase => told,
                 _ => Told { phase: wait.phase, since: now, event: None },
@@ -135,7 +191,9 @@ impl Told {
         limit: Duration,
         now: Instant,
     ) -> Option<(Reason, String)> {
-        let reason = if waited > limit { Reason::RotationStalled } else { Reason::RotationWaiting };
+        let (_, step) = wait.phase;
+        let stalled = waited > limit;
+        let reason = step.reason(stalled);
         let again = |(last, at)| last != reason || now.saturating_duration_since(at) >= REPEAT;
         if !self.event.is_none_or(again) {
             return None;
@@ -143,11 +201,8 @@ impl Told {
         self.event = Some((reason, now));
         let time = Human(Duration::from_secs(waited.as_secs()));
         let mut note = format!("waiting for {time} for {}: {}", Names(wait.nodes), wait.what);
-        if reason == Reason::RotationStalled {
-            note.push_str(
-                ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
-                 (ucp-secureoverlay-mgr rotate --force)",
-            );
+        if stalled {
+            note.push_str(step.advice());
         }
         Some((reason, note))
     }
@@ -155,7 +210,6 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
-    use secureoverlay_common::ring::Enforcement;
     use serde_json::json;
 
     use super::*;
@@ -185,6 +239,7 @@ mod tests {
         waiting: Waiting,
         ring: Ring,
         facts: Facts,
+        goal: Goal,
         shown: BTreeMap<String, String>,
         now: Instant,
     }
@@ -192,13 +247,13 @@ mod tests {
     impl Case {
         fn new(roles: &[(u64, &str)], answer: Answer) -> Self {
             let facts = Facts::of(answer.clone(), answer);
-            let waiting = Waiting::new(LIMIT);
-            Self { waiting, ring: ring(roles), facts, shown: BTreeMap::new(), now: Instant::now() }
+            let (waiting, goal) = (Waiting::new(LIMIT), Goal::Permissive);
+            Self { waiting, ring: ring(roles), facts, goal, shown: BTreeMap::new(), now: Instant::now() }
         }
 
         fn words(&mut self) -> Words {
             let shown = self.shown.clone();
-            let words = self.waiting.words(Some(&self.ring), &self.facts, || shown, self.now);
+            let words = self.waiting.words(Some(&self.ring), &self.facts, self.goal, || shown, self.now);
             for (node, what) in &words.awaited {
                 match what {
                     Some(what) => self.shown.insert(node.clone(), what.clone()),
@@ -255,6 +310,33 @@ mod tests {
         assert_eq!(words.awaited, BTreeMap::from([("node-01".into(), None)]), "it received");
         let words = case.after(QUIET);
         assert!(words.event.unwrap().1.ends_with("node-01: switching to generation 43"));
+    }
+
+    #[test]
+    fn the_ladder_waits_as_well() {
+        let mut case = Case::new(&[(42, "active")], Answer::Yes);
+        case.facts.may_insist = awaits(1);
+        case.facts.nobody_insists = awaits(2);
+        case.facts.nobody_sends = awaits(3);
+        assert_eq!(case.words().count, 0, "nobody wants to insist");
+        case.goal = Goal::Auto;
+        case.facts.obstacle = Some("node-01: a policy of somebody else".into());
+        case.words();
+        let words = case.after(QUIET);
+        let note = "waiting for 15s for node-01: insisting: node-01: a policy of somebody else".to_owned();
+        assert_eq!(words.event, Some((Reason::EnforcementWaiting, note)));
+        let (reason, note) = case.after(LIMIT).event.unwrap();
+        assert!(reason == Reason::EnforcementStalled && note.contains("plaintext is accepted"), "{note}");
+        case.ring.enforcement = Enforcement::Enforcing;
+        assert_eq!(case.words().count, 0, "what speaks against it later lowers nothing");
+        case.ring.enforcement = Enforcement::Permissive;
+        case.goal = Goal::Off;
+        assert_eq!((case.words().count, case.words().waited), (2, Duration::ZERO));
+        assert!(case.after(QUIET).event.unwrap().1.ends_with("accepting plaintext again"));
+        case.ring = ring(&[(42, "retiring")]);
+        assert_eq!(case.words().count, 3);
+        assert!(case.after(QUIET).event.unwrap().1.ends_with("no longer encrypting"));
+        assert!(case.after(LIMIT).event.unwrap().1.contains("press-on=true"));
     }
 
     #[test]

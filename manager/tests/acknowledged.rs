@@ -16,13 +16,15 @@ use fake::{
 };
 use futures::channel::mpsc::unbounded;
 use secureoverlay_common::{
-    acknowledged::{Acknowledgement, DRAIN},
-    names::{PRESS_ON, ROTATE},
-    ring::{Ring, Role},
+    acknowledged::{Acknowledgement, DRAIN, PENDING_AFTER},
+    names::{ENFORCE, PRESS_ON, ROTATE},
+    ring::{Enforcement, Ring, Role},
+    rotation::Goal,
     uid::Uid,
 };
 use secureoverlay_manager::{
     cluster::{self, Cluster},
+    enforce,
     notices::{self, Notice, Reason},
     rotate::{Phase, ask},
     source::Acknowledgements,
@@ -66,12 +68,13 @@ fn word(node: usize, ring: &Ring) -> Acknowledgement {
         installation: None,
         receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
         sends: ring.active().map(|active| active.uid),
+        silent: false,
         burnt: BTreeMap::new(),
         spent: BTreeSet::new(),
         newest: ring.newest(),
         enforcement: ring.enforcement,
         obstacles: BTreeSet::new(),
-        unreachable: None,
+        unreachable: Some([].into()),
     }
 }
 
@@ -229,8 +232,12 @@ async fn what_the_watches_brought_is_checked_before_it_counts() {
     case.speak();
     // A node joined, and one took back what it said; the watches have not told yet.
     let fake = case.fake().clone();
-    fake.state().nodes.insert(name(3), node(3, "True"));
-    fake.state().encryptions.remove(&name(1));
+    let mut ring = fake.ring();
+    ring.generations.pop();
+    for number in [1, 3] {
+        fake.state().nodes.insert(name(number), node(number, "True"));
+        say(&fake, number, &serde_json::to_value(word(number, &ring)).unwrap());
+    }
     assert_eq!(case.waits().await, "generation 2 is on its way to every node, waiting for node-1, node-3");
     assert_eq!(fake.writes(), 0);
     case.nodes = 3;
@@ -394,15 +401,149 @@ async fn a_node_that_lost_its_sas_gets_a_new_incarnation() {
 
 #[tokio::test]
 async fn a_word_that_cannot_be_read_is_none() {
-    let mut case = Case::staged(3).await;
-    case.speak();
     for junk in [json!("hush"), json!({"node": 3}), json!(null)] {
+        let mut case = Case::staged(3).await;
         say(case.fake(), 2, &junk);
         case.bench.watch();
-        assert!(case.waits().await.ends_with("waiting for node-2"), "{junk}");
+        assert!(case.settle().await.ends_with(&[(2, Staged)]), "{junk}");
+        assert_eq!(case.fake().ring().pending, [uid(1, 2)].into(), "peers do not encrypt to it");
+        assert!(case.waits().await.ends_with("waiting for node-1, node-3"), "{junk}");
+        case.speak();
+        assert_eq!(case.settle().await, [(1, Retiring), (2, Active)]);
+        assert_eq!(case.fake().ring().pending, [].into());
     }
-    case.speak();
+}
+
+#[tokio::test]
+async fn one_bad_node_is_left_out() {
+    let mut case = Case::new(3);
+    case.settle().await;
+    case.speak_of([1, 2]);
+    assert_eq!(case.settle().await, [(1, Staged)]);
+    case.bench.advance(PENDING_AFTER);
+    assert_eq!(case.settle().await, [(1, Active)]);
+    assert_eq!((case.fake().ring().pending, case.bench.metric("pending_nodes")), ([uid(1, 3)].into(), 1));
+    let pending = case.bench.told().into_iter().find_map(|notice| match notice {
+        Notice::Event { reason: Reason::NodesPending, note, .. } => Some(note),
+        _ => None,
+    });
+    assert!(pending.unwrap().starts_with("node-3 are spoken to in the clear"));
+    case.bench.advance(INTERVAL);
+    case.settle().await;
+    case.speak_of([1, 2]);
     assert_eq!(case.settle().await, [(1, Retiring), (2, Active)]);
+    case.speak_of([1, 2]);
+    case.bench.advance(LIMIT);
+    case.settle().await;
+    case.bench.advance(DRAIN);
+    assert_eq!(case.settle().await, [(2, Active)]);
+    case.speak();
+    case.settle().await;
+    assert_eq!(case.fake().ring().pending, [].into());
+}
+
+/// A manager that goes up to enforcing.
+async fn insisting(nodes: usize) -> Case {
+    let mut case = Case::new(nodes);
+    case.bench = Bench::with(case.fake(), Options { goal: Goal::Auto, ..options() });
+    case.bench.watch();
+    case.settle().await;
+    case.speak();
+    assert_eq!(case.settle().await, [(1, Active)]);
+    case
+}
+
+#[tokio::test]
+async fn insisting_waits_for_everybody_and_is_told() {
+    let mut case = insisting(2).await;
+    assert_eq!(case.fake().ring().enforcement, Enforcement::Permissive, "nobody has said that it sends");
+    let mut hindered = word(2, &case.fake().ring());
+    hindered.obstacles.insert("eth0 has disable_policy set".to_owned());
+    case.speak();
+    say(case.fake(), 2, &serde_json::to_value(hindered).unwrap());
+    case.bench.watch();
+    let reason = case.waits().await;
+    assert!(reason.contains("not insisted on yet (node-2: eth0 has disable_policy set)"), "{reason}");
+    case.bench.advance(QUIET);
+    case.waits().await;
+    let told = case.bench.told();
+    let waiting = told.iter().find_map(|notice| match notice {
+        Notice::Event { reason: Reason::EnforcementWaiting, note, .. } => Some(note.as_str()),
+        _ => None,
+    });
+    assert!(waiting.unwrap().ends_with("node-2: insisting: node-2: eth0 has disable_policy set"));
+    case.speak();
+    case.settle().await;
+    assert_eq!(case.fake().ring().enforcement, Enforcement::Enforcing);
+    assert_eq!(case.bench.metric("enforcement{enforcement=\"enforcing\"}"), 1);
+    assert!(case.bench.events().contains(&Reason::Enforcing));
+    // What comes up later lowers nothing.
+    case.fake().state().encryptions.clear();
+    case.bench.watch();
+    case.settle().await;
+    assert_eq!(case.fake().ring().enforcement, Enforcement::Enforcing);
+}
+
+#[tokio::test]
+async fn insisting_is_checked_against_fresh_lists_and_not_done_in_doubt() {
+    let mut case = insisting(5).await;
+    case.speak();
+    // One joined meanwhile.
+    let fake = case.fake().clone();
+    fake.state().nodes.insert(name(6), node(6, "True"));
+    case.settle().await;
+    assert_eq!((fake.ring().enforcement, fake.ring().pending), (Enforcement::Permissive, [uid(1, 6)].into()));
+    fake.state().nodes.retain(|other, _| [name(1), name(2)].contains(other));
+    case.bench.watch();
+    let reason = case.waits().await;
+    assert!(reason.contains("suddenly there are 2 Nodes instead of 6"), "{reason}");
+    assert_eq!(fake.ring().pending.len(), 1, "nor does anybody leave the list");
+    case.bench.advance(DISTRUST);
+    case.settle().await;
+    assert_eq!(fake.ring().enforcement, Enforcement::Enforcing, "in the end they are gone");
+}
+
+#[tokio::test]
+async fn somebody_asks_for_the_way_down_and_up_again() {
+    let mut case = insisting(2).await;
+    case.speak();
+    case.settle().await;
+    let (fake, store) = (case.fake().clone(), Store::new(case.fake().client()));
+    // Nonsense is none.
+    case.annotate(ENFORCE, "aus");
+    case.settle().await;
+    assert_eq!(fake.ring().enforcement, Enforcement::Enforcing);
+    case.speak();
+    fake.state().interfere = true;
+    enforce::ask(&store, Some(Enforcement::Off)).await.unwrap();
+    assert_eq!(
+        (case.annotation(ENFORCE).as_deref(), case.annotation("note").as_deref()),
+        (Some("off"), Some("ours"))
+    );
+    case.annotate(PRESS_ON, "false");
+    let reason = {
+        case.settle().await;
+        case.waits().await
+    };
+    assert!(reason.ends_with("every node accepts plaintext again, waiting for node-1, node-2"), "{reason}");
+    assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
+    case.speak();
+    assert_eq!(case.settle().await, [(1, Retiring)]);
+    assert_eq!(case.bench.metric("phase{phase=\"stopping\"}"), 1);
+    for node in 1..=2 {
+        let silent = Acknowledgement { silent: true, ..word(node, &fake.ring()) };
+        say(&fake, node, &serde_json::to_value(silent).unwrap());
+    }
+    case.bench.watch();
+    assert_eq!(case.settle().await, [(1, Retiring)], "packets are under way");
+    case.bench.advance(DRAIN);
+    assert_eq!(case.settle().await, []);
+    assert_eq!(fake.ring().enforcement, Enforcement::Off);
+    let events = case.bench.events();
+    assert!(events.ends_with(&[Reason::Relented, Reason::SwitchingOff, Reason::SwitchedOff]), "{events:?}");
+    enforce::ask(&store, None).await.unwrap();
+    assert_eq!(case.annotation(ENFORCE), None);
+    assert_eq!(case.settle().await, [(2, Staged)], "what the manager was started with counts again");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::{
     model_kernel::ModelKernel,
     reconcile::Reconciler,
     worker::make_plan,
-    xfrm::{Action, Direction},
+    xfrm::{Action, Direction, Net, PolicyId},
 };
 
 const SKEW: Duration = Duration::from_secs(4);
@@ -504,4 +504,38 @@ fn whom_esp_reaches_is_told_when_all_have_been_tried_and_anew_after_a_pause() {
     run.tell(staged(4, Enforcement::Permissive));
     run.pass(SECOND);
     assert_eq!(told(&run), None, "what came late is not believed");
+}
+
+#[test]
+fn what_speaks_against_insisting_is_said_at_once_and_until_it_is_over() {
+    let mut kernel = ModelKernel::default();
+    let obstacles = |run: &Run<'_>| run.agent.acknowledgement().unwrap().obstacles.clone();
+    let around = |text: &str| Event::Surroundings([text.to_owned()].into());
+    let mut run = Run::new(&mut kernel);
+    // It was looked at before the first attempt is over.
+    for event in [present(), nodes(), permissive(), around("a route")] {
+        run.tell(event);
+    }
+    run.pass(SECOND);
+    assert_eq!(obstacles(&run), ["a route".to_owned()].into());
+    let before = run.log.len();
+    run.tell(around("a sysctl"));
+    assert_eq!(obstacles(&run), ["a sysctl".to_owned()].into());
+    run.pass(SECOND);
+    assert_eq!(run.log.len(), before, "the kernel has nothing to do with it");
+
+    let net = |n: u8| Net::host([192, 0, 2, n].into());
+    let taken = PolicyId::tunnel(Direction::In, net(2), net(1));
+    run.reconciler.kernel().add_foreign_policy(taken);
+    run.tell(Event::Kernel);
+    run.pass(2 * SECOND);
+    assert!(obstacles(&run).len() == 2 && obstacles(&run).contains("a sysctl"), "{:?}", obstacles(&run));
+    run.tell(Event::Surroundings([].into()));
+    let left = obstacles(&run);
+    assert!(left.len() == 1 && left.first().unwrap().contains("comes before ours"), "{left:?}");
+
+    run.tell(around("a route"));
+    run.tell(Event::NodeApplied(NodeFacts { excluded: true, ..node(1) }));
+    run.pass(SECOND);
+    assert_eq!(obstacles(&run), [].into(), "an excluded node insists on nothing");
 }

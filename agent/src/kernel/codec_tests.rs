@@ -189,6 +189,7 @@ fn other_peoples_policies_are_foreign() {
         payload[at] ^= 1;
         let found = parsed_policy(&payload);
         assert_eq!((found.owner, found.action), (Owner::Foreign, None), "{what}");
+        assert_eq!(found.conditional, what == "port", "{what}");
     }
     let probe = PolicyId::probe(Direction::Out, A, B, 9468);
     let probe = payload(Op::AddPolicy(Policy { id: probe, action: Action::Esp(Some(77)) }));
@@ -211,7 +212,9 @@ fn other_peoples_policies_are_foreign() {
     assert_eq!(parsed_policy(&other_priority).owner, Owner::Foreign);
     let mut interface_id = add_policy();
     interface_id.extend([8, 0, 31, 0, 1, 0, 0, 0]);
-    assert_eq!(parsed_policy(&interface_id).owner, Owner::Foreign);
+    let found = parsed_policy(&interface_id);
+    assert_eq!((found.owner, found.conditional), (Owner::Foreign, true));
+    assert!(!parsed_policy(&add_policy()).conditional);
     let mut sub = add_policy();
     sub.extend([12, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(parsed_policy(&sub).owner, Owner::Foreign);

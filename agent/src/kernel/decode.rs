@@ -117,12 +117,15 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
     };
     // What a PolicyId can't name is not ours: we could neither have made it nor delete it.
     let mut addressable = info.selector == policy_selector(&id);
+    // Ports that the id names are no condition beyond it.
+    let ports = (info.selector.sport_mask, info.selector.dport_mask) != (0, 0);
+    let mut conditional = ports && !id.is_probe();
     let mut templates = Vec::new();
     for attribute in attributes(&payload[XFRM_USER_POLICY_INFO_LEN..]) {
         let attribute = attribute?;
         match attribute.kind() {
             XFRMA_TMPL => templates = parse_templates(attribute.value())?,
-            XFRMA_MARK | XFRMA_IF_ID => addressable = false,
+            XFRMA_MARK | XFRMA_IF_ID => (addressable, conditional) = (false, true),
             XFRMA_POLICY_TYPE => addressable &= attribute.value().first() == Some(&XFRM_POLICY_TYPE_MAIN),
             _ => {}
         }
@@ -133,6 +136,7 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
         index: info.index,
         priority: info.priority,
         protocol: info.selector.proto,
+        conditional,
         owner: if ours { Owner::Ours } else { Owner::Foreign },
         action: ours.then(|| action(id, &info, &templates)).flatten(),
     }))

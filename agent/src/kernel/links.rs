@@ -19,16 +19,21 @@ use neli::{
         Ifaddrmsg, IfaddrmsgBuilder, Ifinfomsg, IfinfomsgBuilder, RtAttrHandle, RtattrBuilder, Rtmsg,
         RtmsgBuilder,
     },
-    types::RtBuffer,
+    types::{Buffer, RtBuffer},
 };
 
 use super::{
     error::{KernelError, Malformed, Refusal},
+    frame,
     socket::{RequestSocket, Subsystem},
+    switches::Switches,
 };
+use crate::xfrm::Net;
 
 /// Among the attributes nested in `RTA_METRICS`, which neli does not name.
 const RTAX_MTU: u16 = 2;
+/// Length of `struct rtnexthop`.
+const HOP_LEN: usize = 8;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub struct Link {
     pub up: bool,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether it takes part in IPsec.
+    pub switches: Switches,
 }
 
 /// Where the kernel sends packets for a destination.
@@ -60,6 +67,17 @@ pub struct RouteTo {
     pub mtu: Option<u32>,
     /// An ordinary route (`RTN_UNICAST`): neither to ourselves nor a broadcast.
     pub unicast: bool,
+}
+
+/// One way that a route of the main table leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// The destinations.
+    pub to: Net,
+    /// Number of the interface.
+    pub oif: u32,
+    /// The next hop.
+    pub gateway: IpAddr,
 }
 
 /// A netlink socket for links and routes. Reading needs no capability.
@@ -112,6 +130,18 @@ impl LinkSocket {
             parse_route,
         )
     }
+
+    /// The IPv4 routes of the main table that have a next hop, each way of a multipath route by itself.
+    ///
+    /// # Errors
+    /// The kernel refuses, or its answer can't be read.
+    pub fn ways(&mut self) -> Result<Vec<Way>, KernelError> {
+        let ways =
+            self.requests.dump(Rtm::Getroute.into(), &ways_request(), "reading the routes", |payload| {
+                parse_ways(payload).map(Some)
+            })?;
+        Ok(ways.into_iter().flatten().collect())
+    }
 }
 
 fn links_request() -> Vec<u8> {
@@ -140,6 +170,14 @@ fn route_request(destination: IpAddr) -> Vec<u8> {
         .rta_payload(octets)
         .build()
         .expect("an attribute is a type and a payload");
+    routes_request(family, bits, RtBuffer::from_iter([to]))
+}
+
+fn ways_request() -> Vec<u8> {
+    routes_request(RtAddrFamily::Inet, 0, RtBuffer::new())
+}
+
+fn routes_request(family: RtAddrFamily, bits: u8, attributes: RtBuffer<Rta, Buffer>) -> Vec<u8> {
     let message = RtmsgBuilder::default()
         .rtm_family(family)
         .rtm_dst_len(bits)
@@ -149,7 +187,7 @@ fn route_request(destination: IpAddr) -> Vec<u8> {
         .rtm_protocol(Rtprot::Unspec)
         .rtm_scope(RtScope::Universe)
         .rtm_type(Rtn::Unspec)
-        .rtattrs(RtBuffer::from_iter([to]))
+        .rtattrs(attributes)
         .build();
     encode(&message.expect("every other field has a default or is set"))
 }
@@ -174,6 +212,10 @@ pub fn parse_link(payload: &[u8]) -> Result<Link, Malformed> {
         kind,
         up: message.ifi_flags().contains(Iff::UP),
         addresses: Vec::new(),
+        switches: match attributes.get_attribute(Ifla::AfSpec) {
+            Some(spec) => Switches::parse(spec.payload().as_ref())?,
+            None => Switches::default(),
+        },
     })
 }
 
@@ -208,6 +250,51 @@ pub fn parse_route(payload: &[u8]) -> Result<RouteTo, Malformed> {
         mtu,
         unicast: *message.rtm_type() == Rtn::Unicast,
     })
+}
+
+/// The payload of an `RTM_NEWROUTE` from a dump: the ways with an IPv4 next hop that it leads, none if it is no ordinary
+/// route of the main table.
+///
+/// # Errors
+/// It is not one.
+pub fn parse_ways(payload: &[u8]) -> Result<Vec<Way>, Malformed> {
+    let message: Rtmsg = decode(payload)?;
+    if *message.rtm_table() != RtTable::Main || *message.rtm_type() != Rtn::Unicast {
+        return Ok(Vec::new());
+    }
+    let attributes = message.rtattrs().get_attr_handle();
+    // The default route has no address.
+    let addr = address(&attributes, Rta::Dst).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let to = Net { addr, prefix: *message.rtm_dst_len() };
+    if let Some(hops) = attributes.get_attribute(Rta::Multipath) {
+        return parse_hops(to, hops.payload().as_ref());
+    }
+    let oif = word(&attributes, Rta::Oif)?.unwrap_or(0);
+    Ok(address(&attributes, Rta::Gateway).map(|gateway| Way { to, oif, gateway }).into_iter().collect())
+}
+
+/// The next hops of a multipath route, each a `struct rtnexthop` and attributes.
+fn parse_hops(to: Net, mut bytes: &[u8]) -> Result<Vec<Way>, Malformed> {
+    let mut ways = Vec::new();
+    while !bytes.is_empty() {
+        let header =
+            bytes.first_chunk::<HOP_LEN>().ok_or_else(|| Malformed("a next hop is cut off".into()))?;
+        let [low, high, _, _, oif @ ..] = *header;
+        let length = usize::from(u16::from_ne_bytes([low, high]));
+        let hop =
+            bytes.get(HOP_LEN..length).ok_or_else(|| Malformed(format!("a next hop of {length} bytes")))?;
+        for attribute in frame::attributes(hop) {
+            let attribute = attribute?;
+            if let (true, Ok(gateway)) =
+                (attribute.kind() == u16::from(Rta::Gateway), <[u8; 4]>::try_from(attribute.value()))
+            {
+                let gateway = Ipv4Addr::from(gateway).into();
+                ways.push(Way { to, oif: u32::from_ne_bytes(oif), gateway });
+            }
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(ways)
 }
 
 fn encode(message: &impl ToBytes) -> Vec<u8> {

@@ -65,12 +65,52 @@ fn the_kernels_messages_read_as_what_they_say() {
         kind: Some("ipip".to_owned()),
         up: true,
         addresses: Vec::new(),
+        switches: Switches::default(),
     };
     assert_eq!(parse_link(&tunnel()), Ok(link));
     assert_eq!(parse_address(&address_with_peer()), Ok(Some((6, v4(1)))));
     let expected =
         RouteTo { oif: 6, gateway: Some(v4(2)), prefsrc: Some(v4(1)), mtu: Some(1300), unicast: true };
     assert_eq!(parse_route(&route()), Ok(expected));
+}
+
+/// A route of the main table to 10.77.2.0/24 with these attributes.
+fn way(attributes: &str) -> Vec<u8> {
+    let header = "02 18 00 00 fe 04 00 01 00000000"; // rtmsg: AF_INET, /24, main, static, universe, RTN_UNICAST
+    hex(&[header, "0800 0f00 fe000000", "0800 0100 0a4d0200", attributes].concat()) // RTA_TABLE, RTA_DST
+}
+
+/// By 192.0.2.2 and by 192.0.2.3.
+const HOPS: &str = concat!(
+    "2400 0900",                              // RTA_MULTIPATH
+    "1000 00 00 06000000 0800 0500 c0000202", // rtnexthop: length, flags, weight, index; RTA_GATEWAY
+    "1000 00 00 07000000 0800 0500 c0000203",
+);
+
+#[test]
+fn ways_are_the_main_tables_routes_with_a_next_hop() {
+    let to = Net { addr: [10, 77, 2, 0].into(), prefix: 24 };
+    let single = way("0800 0500 c0000202  0800 0400 06000000"); // RTA_GATEWAY, RTA_OIF
+    let by_b = Way { to, oif: 6, gateway: v4(2) };
+    assert_eq!(parse_ways(&single), Ok(vec![by_b]));
+    let by_c = Way { to, oif: 7, gateway: v4(3) };
+    assert_eq!(parse_ways(&way(HOPS)), Ok(vec![by_b, by_c]));
+    let default = hex("02 00 00 00 fe 03 00 01 00000000  0800 0500 c0000202  0800 0400 06000000");
+    let everywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+    assert_eq!(parse_ways(&default), Ok(vec![Way { to: everywhere, ..by_b }]));
+
+    assert_eq!(parse_ways(&way("0800 0400 06000000")), Ok(vec![]), "directly on the link");
+    let via_ipv6 = way("1600 1200 0a00 00000000000000000000000000000001 0000  0800 0400 06000000"); // RTA_VIA
+    assert_eq!(parse_ways(&via_ipv6), Ok(vec![]));
+    for (at, value, what) in [(4, 0xff, "table local"), (4, 0, "a table above 255"), (7, 6, "blackhole")] {
+        let mut other = single.clone();
+        other[at] = value;
+        assert_eq!(parse_ways(&other), Ok(vec![]), "{what}");
+    }
+    for bad in ["1000 0900 1000 00 00 06000000 0800", "0c00 0900 0700 00 00 06000000", "0800 0900 0800 00 00"]
+    {
+        assert!(parse_ways(&way(bad)).is_err(), "{bad}");
+    }
 }
 
 #[test]
@@ -131,6 +171,7 @@ fn requests_are_what_the_kernel_takes() {
         hex("0a 80 00 00 00 00 00 00 00000000  1400 0100 00000000000000000000000000000001"),
         "rtmsg: AF_INET6, /128; RTA_DST"
     );
+    assert_eq!(ways_request(), hex("02 00 00 00 00 00 00 00 00000000"), "rtmsg: AF_INET");
 }
 
 #[test]
@@ -139,6 +180,11 @@ fn the_loopback_is_as_everywhere() {
     let links = socket.links().unwrap();
     let lo = links.iter().find(|link| link.name == "lo").expect("every namespace has lo");
     assert_eq!((lo.index, lo.mtu, &lo.kind), (1, 65536, &None));
+    // Unlike everything else it is born outside of IPsec.
+    let switches = Switches { disable_xfrm: Some(true), disable_policy: Some(true) };
+    assert_eq!(lo.switches, switches);
+    // Whatever routes there are here, the dump comes to its end.
+    assert!(socket.ways().unwrap().iter().all(|way| way.gateway.is_ipv4() && way.oif > 0));
     if lo.up {
         assert!(lo.addresses.contains(&Ipv4Addr::LOCALHOST.into()), "{lo:?}");
         let route = socket.route_to(Ipv4Addr::LOCALHOST.into()).unwrap().unwrap();
@@ -147,7 +193,7 @@ fn the_loopback_is_as_everywhere() {
 }
 
 fn read_all(bytes: &[u8]) {
-    let _ = (parse_link(bytes), parse_address(bytes), parse_route(bytes));
+    let _ = (parse_link(bytes), parse_address(bytes), parse_route(bytes), parse_ways(bytes));
 }
 
 proptest! {
@@ -167,7 +213,7 @@ proptest! {
 
     #[test]
     fn damaged_messages_are_read_without_panic(at: Index, value: u8, cut: Index) {
-        for mut bytes in [tunnel(), address_with_peer(), route()] {
+        for mut bytes in [tunnel(), address_with_peer(), route(), way(HOPS)] {
             let at = at.index(bytes.len());
             bytes[at] = value;
             bytes.truncate(cut.index(bytes.len() + 1));

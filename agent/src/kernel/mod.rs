@@ -12,6 +12,7 @@ mod frame;
 mod links;
 mod socket;
 mod stat;
+mod switches;
 mod xfrm_socket;
 
 pub use counts::{Counts, parse_policy_count, parse_state_count};
@@ -19,8 +20,9 @@ pub use decode::{StateMessage, parse_policy, parse_sa};
 pub use error::{KernelError, Malformed, OpError, OpErrorKind, Refusal};
 pub use events::{Event, Events};
 pub use frame::{Message, messages, parse_error};
-pub use links::{Link, LinkSocket, RouteTo, parse_address, parse_link, parse_route};
+pub use links::{Link, LinkSocket, RouteTo, Way, parse_address, parse_link, parse_route, parse_ways};
 pub use stat::{XFRM_STAT, parse_xfrm_stat, xfrm_stat};
+pub use switches::Switches;
 pub use xfrm_socket::XfrmSocket;
 
 use crate::xfrm::{Actual, Op};

@@ -38,7 +38,9 @@ fn end(n: u8, boot: u8) -> End {
 }
 
 fn peers(boots: &[(u8, u8)]) -> Peers {
-    let peer = |&(n, boot)| (addr(n), Peer { name: format!("node-{n}"), end: end(n, boot), excluded: false });
+    let peer = |&(n, boot)| {
+        (addr(n), Peer { name: format!("node-{n}"), end: end(n, boot), excluded: false, new: false })
+    };
     boots.iter().map(peer).collect()
 }
 
@@ -238,6 +240,50 @@ fn pending_peers_are_spoken_to_in_the_clear() {
     let plan = desired(&ring, &end(1, 1), &peers(THREE), Stage::Normal);
     Reconciler::new(&mut kernel).run(&plan, now).unwrap();
     assert_eq!((sends_with(&kernel, 2), sends_with(&kernel, 3), kernel.states.len()), (None, spi(1), 4));
+}
+
+#[test]
+fn a_pending_node_speaks_in_the_clear_itself_and_says_that_it_is_silent() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let ring = Ring { pending: [uid(1)].into(), ..ring(Enforcement::Permissive, &[(1, Role::Active)]) };
+    let plan = desired(&ring, &end(1, 1), &peers(THREE), Stage::Normal);
+    let outcome = Reconciler::new(&mut kernel).run(&plan, now).unwrap();
+    assert!(outcome.silent && outcome.receives.contains(&uid(201)), "{outcome:?}");
+    assert_eq!((sends_with(&kernel, 2), sends_with(&kernel, 3), kernel.states.len()), (None, None, 4));
+}
+
+#[test]
+fn new_peers_are_spoken_to_in_the_clear_while_that_is_accepted() {
+    let (mut kernel, now, mut peers) = (kernel(), Instant::now(), peers(THREE));
+    peers.get_mut(&addr(2)).unwrap().new = true;
+    let mut reconciler = Reconciler::new(&mut kernel);
+    for (enforcement, to) in [(Enforcement::Permissive, None), (Enforcement::Enforcing, spi(1))] {
+        let plan = desired(&ring(enforcement, &[(1, Role::Active)]), &end(1, 1), &peers, Stage::Normal);
+        let outcome = reconciler.run(&plan, now).unwrap();
+        assert_eq!((outcome.sends, outcome.silent), (Some(uid(201)), false), "the others are sent to");
+        assert_eq!((sends_with(reconciler.kernel, 2), sends_with(reconciler.kernel, 3)), (to, spi(1)));
+    }
+}
+
+#[test]
+fn a_silenced_ring_takes_the_outbound_policies_and_nothing_else() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let mut reconciler = Reconciler::new(&mut kernel);
+    let plan = |generations: &[(u8, Role)]| {
+        desired(&ring(Enforcement::Permissive, generations), &end(1, 1), &peers(THREE), Stage::Normal)
+    };
+    let outcome = reconciler.run(&plan(&[(1, Role::Active)]), now).unwrap();
+    assert!(!outcome.silent);
+    // A ring that was begun anew: what is sent with goes on, and is not silence.
+    assert!(!reconciler.run(&plan(&[(2, Role::Staged)]), now).unwrap().silent);
+    let outcome = reconciler.run(&plan(&[(1, Role::Retiring)]), now).unwrap();
+    assert!(outcome.silent && outcome.is_complete() && outcome.receives.contains(&uid(201)), "{outcome:?}");
+    assert_eq!((outcome.sends, sends_with(reconciler.kernel, 2)), (None, None));
+    // A policy that could not be taken out still sends.
+    reconciler.run(&plan(&[(1, Role::Active)]), now).unwrap();
+    reconciler.kernel.refuse = [reconciler.kernel.done].into();
+    assert!(!reconciler.run(&plan(&[(1, Role::Retiring)]), now).unwrap().silent);
+    assert!(reconciler.run(&plan(&[(1, Role::Retiring)]), now).unwrap().silent);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::{
     model_kernel::ModelKernel,
     mtu::Facts,
     removal::Sighting,
+    surroundings::Surroundings,
     xfrm::{Actual, Op},
 };
 
@@ -83,10 +84,25 @@ struct Whole {
 
 impl Whole {
     fn start(answer: Answer) -> Self {
-        Self::probing(answer, 0)
+        Self::amid(|| Ok((Facts::default(), Surroundings::default())), answer)
+    }
+
+    fn amid(
+        measure: impl FnMut() -> Result<(Facts, Surroundings), KernelError> + Send + 'static,
+        answer: Answer,
+    ) -> Self {
+        Self::with(measure, 0, answer)
     }
 
     fn probing(answer: Answer, probe_port: u16) -> Self {
+        Self::with(|| Ok((Facts::default(), Surroundings::default())), probe_port, answer)
+    }
+
+    fn with(
+        mut measure: impl FnMut() -> Result<(Facts, Surroundings), KernelError> + Send + 'static,
+        probe_port: u16,
+        answer: Answer,
+    ) -> Self {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -100,13 +116,7 @@ impl Whole {
         let (reports, news) = mpsc::unbounded_channel();
         let opened = kernel.clone();
         thread::spawn(move || {
-            worker::work(
-                || Ok(opened.clone()),
-                |_| Ok(Facts::default()),
-                Default::default(),
-                &jobs,
-                &reports,
-            );
+            worker::work(|| Ok(opened.clone()), |_| measure(), Default::default(), &jobs, &reports);
         });
         let settings = Settings {
             debounce: Duration::from_millis(1),
@@ -238,6 +248,60 @@ async fn whom_esp_does_not_reach_is_told_to_everybody() {
     let log = whole.end().await;
     let (warned, over) = (log.find(&esp.message), log.find("ESP passes to every probed peer and back"));
     assert!(warned.is_some() && warned < over, "{log}");
+}
+
+#[tokio::test]
+async fn what_lets_traffic_past_is_told_from_the_first_word_on() {
+    let seen = || {
+        let around = ["a route around".to_owned()].into();
+        Ok((Facts::default(), Surroundings { around, astray: 1, ..Surroundings::default() }))
+    };
+    let mut whole = Whole::amid(seen, Answer::Verdict(Verdict::Restart));
+    whole.encrypt().await;
+    let first = timeout(DEADLINE, whole.wanted.wait_for(Option::is_some)).await.expect("it is told").unwrap();
+    let status = first.as_ref().unwrap().status.clone();
+    drop(first);
+    assert!(status.acknowledgement.unwrap().obstacles.contains("a route around"));
+    let coverage = status.conditions.iter().find(|condition| condition.type_ == "CoverageComplete");
+    assert_eq!(coverage.unwrap().status, "False");
+    let log = whole.end().await;
+    assert!(log.contains("something lets traffic past encryption: a route around"), "{log}");
+}
+
+#[tokio::test]
+async fn what_was_never_seen_is_not_taken_for_good_and_what_was_seen_once_stays() {
+    let mut looks = 0;
+    let seen = move || {
+        looks += 1;
+        match looks {
+            2 => Ok((Facts::default(), Surroundings::default())),
+            _ => Err(KernelError::NoAnswer { doing: "reading the routes" }),
+        }
+    };
+    let mut whole = Whole::amid(seen, Answer::Verdict(Verdict::Restart));
+    whole.encrypt().await;
+    let obstacles = |wanted: &Option<Wanted>| {
+        let said = wanted.as_ref().and_then(|wanted| wanted.status.acknowledgement.as_ref());
+        said.map(|said| said.obstacles.iter().any(|text| text.contains("reading the routes")))
+    };
+    let blind = |wanted: &Option<Wanted>| obstacles(wanted) == Some(true);
+    timeout(DEADLINE, whole.wanted.wait_for(blind)).await.expect("it is told").unwrap();
+    // A flush makes it look at the kernel again, and around.
+    whole.kernel.with(ModelKernel::flush_states);
+    let sighted = |wanted: &Option<Wanted>| obstacles(wanted) == Some(false);
+    timeout(DEADLINE, whole.wanted.wait_for(sighted)).await.expect("it is told").unwrap();
+    whole.kernel.with(ModelKernel::flush_states);
+    let log = whole.log.clone();
+    let count = move |text: &str| String::from_utf8_lossy(&log.0.lock().unwrap()).matches(text).count();
+    let blind_again = async {
+        while count("cannot read the MTUs") < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, blind_again).await.expect("it says so");
+    let log = whole.end().await;
+    let times = |text: &str| log.matches(text).count();
+    assert_eq!((times("something lets traffic past"), times("no longer lets traffic past")), (1, 1), "{log}");
 }
 
 #[tokio::test]

@@ -93,6 +93,7 @@ fn want(node: u8, receives: &[u8], peers: usize) -> Wanted {
         installation: None,
         receives: receives.iter().map(|n| (uid(*n), [(uid(1), u32::from(*n))].into())).collect(),
         sends: receives.first().map(|n| uid(*n)),
+        silent: false,
         burnt: [].into(),
         spent: [].into(),
         newest: 1,

@@ -10,5 +10,6 @@ mod events;
 mod links;
 mod namespace;
 mod objects;
+mod preflight;
 mod tables;
 mod traffic;

@@ -75,7 +75,7 @@ pub struct NodeEncryptionStatus {
     /// What the manager waits for, in its words: "receiving generation 43". Only it writes this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub awaited: Option<String>,
-    /// `Ready`, `KeysValid`, `MtuValid`, `PeersProgrammed`.
+    /// `Ready`, `KeysValid`, `MtuValid`, `PeersProgrammed`, `CoverageComplete`, `EspReachable`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
     /// When the agent last wrote this.

@@ -5,7 +5,8 @@ use super::*;
 const YES: Facts = Facts::of(Answer::Yes, Answer::Yes);
 const LATER: Facts = Facts::of(Answer::In(Duration::from_secs(60)), Answer::In(Duration::from_secs(60)));
 const INTERVAL: Duration = Duration::from_secs(12 * 3600);
-const SETTINGS: Settings = Settings { pace: Pace::Every(INTERVAL), suite: Suite::Aes128Gcm8 };
+const SETTINGS: Settings =
+    Settings { pace: Pace::Every(INTERVAL), suite: Suite::Aes128Gcm8, goal: Goal::Permissive };
 
 /// A manager with a clock that only moves by hand and random numbers that count.
 struct Run {

@@ -60,12 +60,13 @@ impl<'c> Guest<'c> {
             installation: ring.installation,
             receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
             sends: ring.active().map(|active| active.uid),
+            silent: false,
             burnt: Default::default(),
             spent: Default::default(),
             newest: ring.newest(),
             enforcement: ring.enforcement,
             obstacles: BTreeSet::new(),
-            unreachable: None,
+            unreachable: Some(BTreeSet::new()),
         };
         let agent = Api::<NodeEncryption>::all(self.cluster.as_account(AGENT));
         let patch = Patch::Merge(json!({"status": {"acknowledgement": word}}));

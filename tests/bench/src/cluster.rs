@@ -27,7 +27,7 @@ impl Cluster {
     pub fn of(peers: u16) -> Self {
         let peer = |n: u16| {
             let end = end(n);
-            (end.addr, Peer { name: format!("node{n}"), end, excluded: false })
+            (end.addr, Peer { name: format!("node{n}"), end, excluded: false, new: false })
         };
         Self {
             local: end(0),

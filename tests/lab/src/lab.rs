@@ -269,6 +269,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Puts a file where every node sees it, and returns its path there.
+    pub fn share(&self, file: &Path) -> Result<String> {
+        let name = file.file_name().and_then(|name| name.to_str()).context("a file without a name")?;
+        fs::copy(file, images_directory().join(name))
+            .with_context(|| format!("copying {}", file.display()))?;
+        Ok(format!("/lab/images/{name}"))
+    }
+
     /// One line for each part of the lab.
     pub fn status(&self) -> String {
         let mut lines = Vec::new();

@@ -90,7 +90,7 @@ impl Lab {
     }
 
     /// Adds to a Node object what Calico would.
-    fn introduce(&self, node: &Node) -> Result<()> {
+    pub fn introduce(&self, node: &Node) -> Result<()> {
         let patch = json!({
             "metadata": {"annotations": {
                 "projectcalico.org/IPv4Address": format!("{}/{}", node.ip, network::PREFIX),

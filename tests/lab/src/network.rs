@@ -41,14 +41,20 @@ pub fn inside(program: impl AsRef<std::ffi::OsStr>) -> Command {
 
 /// Does something in the lab's network namespace, from which pods are reached.
 pub fn within<T: Send>(action: impl FnOnce() -> T + Send) -> Result<T> {
+    within_namespace(&namespace(), action)
+}
+
+/// Does something in the network namespace that a file names; sockets made there stay there.
+pub fn within_namespace<T: Send>(file: &Path, action: impl FnOnce() -> T + Send) -> Result<T> {
     let enter_and_act = || {
-        let namespace = File::open(namespace()).context("opening the lab's network namespace")?;
-        setns(namespace, CloneFlags::CLONE_NEWNET).context("entering the lab's network namespace")?;
+        let namespace = File::open(file).with_context(|| format!("opening {}", file.display()))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering the network namespace {}", file.display()))?;
         Ok(action())
     };
     // A namespace belongs to a thread: this one is used up by it.
     thread::scope(|scope| scope.spawn(enter_and_act).join())
-        .map_err(|_| anyhow!("the thread in the lab failed"))?
+        .map_err(|_| anyhow!("the thread in {} failed", file.display()))?
 }
 
 /// Makes the namespace, the bridge and the taps.

@@ -56,7 +56,7 @@ pub fn pause(root: &Path) -> Image {
 
 /// Builds the programs and describes their images.
 pub fn images(root: &Path) -> Result<Vec<Image>> {
-    let programs = build()?;
+    let programs = programs()?;
     let manager = Image {
         reference: format!("{MANAGER}:{VERSION}"),
         content: vec![("ucp-secureoverlay-mgr".into(), Entry::File(programs.join("ucp-secureoverlay-mgr")))],
@@ -96,14 +96,14 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
     Ok([manager, agent, prober].into_iter().chain(next).collect())
 }
 
-/// The manager's program, for use on this machine; built once.
-pub fn manager() -> Result<&'static Path> {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    if PROGRAM.get().is_none() {
-        // Whoever comes first has built it; the other found the same.
-        PROGRAM.set(build()?.join("ucp-secureoverlay-mgr")).ok();
+/// Where our programs are, for use on this machine; built once.
+pub fn programs() -> Result<&'static Path> {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    if PROGRAMS.get().is_none() {
+        // Whoever comes first has built them; the other found the same.
+        PROGRAMS.set(build()?).ok();
     }
-    PROGRAM.get().map(PathBuf::as_path).context("the manager was not built")
+    PROGRAMS.get().map(PathBuf::as_path).context("the programs were not built")
 }
 
 fn busybox(root: &Path) -> PathBuf {

@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 use crate::clean;
 use crate::lab::Lab;
 use crate::progress::{note, stage};
-use crate::scenarios;
+use crate::scenarios::overlay::{Manifest, Overlay};
+use crate::scenarios::probe::Probe;
+use crate::scenarios::{self, rotate_timed};
 
 /// How long a scenario may take for its figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +37,10 @@ pub struct Scenario {
 /// What a scenario does. An error means that it could not be carried out; failed checks go into the report.
 #[derive(Clone, Copy)]
 pub enum Run {
-    /// Needs a cluster.
+    /// Needs a cluster with nothing of ours in it, and leaves it so.
     Cluster(fn(&Lab, &mut Report, Profile) -> Result<()>),
+    /// Needs SecureOverlay at work as it ships, and leaves it so: consecutive ones share an installation.
+    Installed(fn(&Installed<'_>, &mut Report, Profile) -> Result<()>),
     /// Needs no more than a guest, which it boots itself.
     Guest(fn(&mut Report, Profile) -> Result<()>),
 }
@@ -44,7 +48,31 @@ pub enum Run {
 impl Scenario {
     /// Whether it needs a cluster.
     pub fn needs_cluster(&self) -> bool {
-        matches!(self.run, Run::Cluster(_))
+        matches!(self.run, Run::Cluster(_) | Run::Installed(_))
+    }
+
+    fn shares(&self) -> bool {
+        matches!(self.run, Run::Installed(_))
+    }
+}
+
+/// SecureOverlay at work, between two rotations, and a prober on each node.
+#[derive(Debug)]
+pub struct Installed<'l> {
+    /// SecureOverlay, from our manifest.
+    pub overlay: Overlay<'l>,
+    /// The probers.
+    pub probe: Probe,
+}
+
+impl<'l> Installed<'l> {
+    /// Installs it, or goes on with what the scenario before has left.
+    fn new(lab: &'l Lab) -> Result<Self> {
+        let overlay = Overlay::new(lab, Manifest::Ours);
+        let probe = Probe::deploy(lab)?;
+        overlay.enable()?;
+        rotate_timed::wait_steady(lab)?;
+        Ok(Self { overlay, probe })
     }
 }
 
@@ -111,19 +139,52 @@ pub fn named(names: &[String]) -> Result<Vec<&'static Scenario>> {
     Ok(found)
 }
 
-/// Runs one scenario, on a clean cluster where it needs one, and prints its line; says whether all held.
-pub fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile) -> bool {
+/// Runs every scenario, whatever became of the one before, and tells at the end which of them failed, and why; says whether
+/// all held.
+pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> bool {
+    let mut failed: Vec<(&str, Report)> = Vec::new();
+    let mut at_work = false;
+    for (at, scenario) in chosen.iter().enumerate() {
+        let next_shares = chosen.get(at + 1).is_some_and(|next| next.shares());
+        let report = run(lab, scenario, profile, at_work && scenario.shares(), next_shares);
+        // What a failed one has left is not built upon.
+        at_work = report.ok() && scenario.shares() && next_shares;
+        if !report.ok() {
+            failed.push((scenario.name, report));
+        }
+    }
+    for (name, report) in &failed {
+        for what in report.failed() {
+            note(format!("FAILED: {name}: {what}"));
+        }
+    }
+    // In the words that any CI understands.
+    eprintln!("{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    failed.is_empty()
+}
+
+/// Runs one scenario and prints its line. The cluster is cleaned first unless SecureOverlay is `at_work` already; `stays` says
+/// that it is to be at work afterwards.
+fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile, at_work: bool, stays: bool) -> Report {
     let step = stage(format!("scenario {}: {}", scenario.name, scenario.about), scenario.estimate);
     let mut report = Report::default();
-    let outcome = panic::catch_unwind(AssertUnwindSafe(|| match scenario.run {
-        Run::Guest(run) => run(&mut report, profile),
-        Run::Cluster(run) => {
-            let lab = lab.context("it needs a cluster, and there is none")?;
+    let cluster = || -> Result<&Lab> {
+        let lab = lab.context("it needs a cluster, and there is none")?;
+        if !at_work {
             let leftovers = clean::clean(lab)?;
             if !leftovers.is_empty() {
                 note(format!("NOTE: the cluster was not clean; removed: {}", leftovers.join(", ")));
             }
-            run(lab, &mut report, profile)
+        }
+        Ok(lab)
+    };
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| match scenario.run {
+        Run::Guest(run) => run(&mut report, profile),
+        Run::Cluster(run) => run(cluster()?, &mut report, profile),
+        Run::Installed(run) => {
+            let installed = Installed::new(cluster()?)?;
+            run(&installed, &mut report, profile)?;
+            if stays && report.ok() { Ok(()) } else { installed.overlay.disable_and_check(&mut report) }
         }
     }))
     .unwrap_or_else(|_| Err(anyhow!("the scenario panicked")));
@@ -132,7 +193,7 @@ pub fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile) -> bool {
     }
     step.done();
     println!("{}", report.line(scenario.name));
-    report.ok()
+    report
 }
 
 #[cfg(test)]

@@ -17,8 +17,11 @@ pub struct Account {
     lowest: Option<u32>,
     highest: Option<u32>,
     last: Option<Arrival>,
+    /// The gap that the last arrival ended: the next one may yet explain it.
+    open: Gap,
     longest_gap: Gap,
     latest: Duration,
+    paused: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,21 @@ struct Arrival {
 struct Gap {
     length: Duration,
     before: u32,
+    /// How late the packet at its beginning was, and the one at its end.
+    late: (Duration, Duration),
+}
+
+impl Gap {
+    /// Without what the sender was later than at the gap's beginning. A sender that falls behind by 80 ms explains 80 ms of
+    /// silence; one that catches up explains nothing. One that was stopped while it sent a packet says so in the `next`.
+    fn explained(self, next: Duration) -> Self {
+        let (first, last) = self.late;
+        Self { length: self.length.saturating_sub(last.max(next).saturating_sub(first)), ..self }
+    }
+
+    fn longer(self, other: Self) -> Self {
+        if other.length > self.length { other } else { self }
+    }
 }
 
 /// The figures of an [`Account`].
@@ -44,18 +62,28 @@ pub struct Received {
     pub reordered: u32,
     /// Lowest and highest number that arrived.
     pub range: Option<(u32, u32)>,
-    /// Longest time between two arrivals, less what the sender itself was later than before, in microseconds.
+    /// Longest time between two arrivals, less what the sender itself was later than before, and less the time for which the
+    /// receiver did not run, in microseconds.
     pub longest_gap_us: u64,
     /// Number of the packet that ended the longest gap.
     pub longest_gap_before: u32,
     /// The most that the sender was behind its schedule, in microseconds.
     pub sender_late_us: u64,
+    /// The longest time between two arrivals for which the receiver did not run, in microseconds.
+    pub receiver_paused_us: u64,
 }
 
 impl Account {
-    /// Counts packet `seq`, sent `late` behind schedule, that arrived at `at` (any fixed origin).
+    /// Counts packet `seq`, sent `late` behind schedule, that arrived at `at` (any fixed origin). `paused` says for how much
+    /// of the time between two others the receiver did not run.
     /// Numbers from [`MAX_PACKETS`] on are left out; no sender sends them.
-    pub fn arrive(&mut self, seq: u32, late: Duration, at: Duration) {
+    pub fn arrive(
+        &mut self,
+        seq: u32,
+        late: Duration,
+        at: Duration,
+        paused: impl FnOnce(Duration, Duration) -> Duration,
+    ) {
         if seq >= MAX_PACKETS {
             return;
         }
@@ -75,12 +103,12 @@ impl Account {
             Some(highest) if seq < highest => self.reordered += 1,
             _ => self.highest = Some(seq),
         }
+        self.longest_gap = self.longest_gap.longer(self.open.explained(late));
         if let Some(last) = self.last {
-            // A sender that fell behind by 80 ms explains 80 ms of silence; one that catches up explains nothing.
-            let length = at.saturating_sub(last.at).saturating_sub(late.saturating_sub(last.late));
-            if length > self.longest_gap.length {
-                self.longest_gap = Gap { length, before: seq };
-            }
+            let paused = paused(last.at, at);
+            self.paused = self.paused.max(paused);
+            let length = at.saturating_sub(last.at).saturating_sub(paused);
+            self.open = Gap { length, before: seq, late: (last.late, late) };
         }
         self.last = Some(Arrival { at, late });
     }
@@ -88,14 +116,16 @@ impl Account {
     /// The figures so far.
     #[must_use]
     pub fn received(&self) -> Received {
+        let longest_gap = self.longest_gap.longer(self.open.explained(Duration::ZERO));
         Received {
             received: self.received,
             duplicated: self.duplicated,
             reordered: self.reordered,
             range: self.lowest.zip(self.highest),
-            longest_gap_us: micros(self.longest_gap.length),
-            longest_gap_before: self.longest_gap.before,
+            longest_gap_us: micros(longest_gap.length),
+            longest_gap_before: longest_gap.before,
             sender_late_us: micros(self.latest),
+            receiver_paused_us: micros(self.paused),
         }
     }
 }
@@ -116,7 +146,7 @@ mod tests {
     fn account(packets: &[(u32, u64, u64)]) -> Received {
         let mut account = Account::default();
         for &(seq, late, at) in packets {
-            account.arrive(seq, ms(late), ms(at));
+            account.arrive(seq, ms(late), ms(at), |_, _| ms(0));
         }
         account.received()
     }
@@ -164,6 +194,29 @@ mod tests {
         // A sender that stays equally late explains no later gap.
         let figures = account(&[(0, 80, 80), (1, 80, 85), (2, 80, 185)]);
         assert_eq!((figures.longest_gap_us, figures.longest_gap_before), (100_000, 2));
+    }
+
+    #[test]
+    fn a_sender_that_was_stopped_while_it_sent_says_so_in_the_next_packet() {
+        let figures = account(&[(0, 0, 0), (1, 0, 85), (2, 75, 85), (3, 70, 85), (4, 0, 90)]);
+        assert_eq!((figures.longest_gap_us, figures.longest_gap_before), (10_000, 1));
+        let figures = account(&[(0, 0, 0), (1, 0, 5), (2, 0, 90)]);
+        assert_eq!(
+            (figures.longest_gap_us, figures.longest_gap_before),
+            (85_000, 2),
+            "nothing explains it yet"
+        );
+    }
+
+    #[test]
+    fn the_receivers_own_pause_is_subtracted_and_told() {
+        let mut account = Account::default();
+        for (seq, at, paused) in [(0, 0, 0), (1, 105, 90), (2, 105, 0), (3, 125, 5)] {
+            account.arrive(seq, ms(0), ms(at), |_, _| ms(paused));
+        }
+        let figures = account.received();
+        assert_eq!((figures.longest_gap_us, figures.longest_gap_before), (15_000, 1));
+        assert_eq!(figures.receiver_paused_us, 90_000);
     }
 
     #[test]

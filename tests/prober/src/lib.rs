@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod control;
+mod metronome;
 pub mod packet;
 pub mod sender;
 pub mod server;

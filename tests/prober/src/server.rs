@@ -14,13 +14,14 @@ use rustix::net::sockopt;
 use crate::{
     account::{Account, MAX_PACKETS},
     control::{Answer, PodReport, Request, read_line, write_line},
+    metronome::Metronome,
     packet::{MAX_NAME, MAX_SIZE, Packet},
     sender::{Schedule, Sending},
     snmp,
 };
 
-/// With the kernel's default buffer a busy node loses a fifth of the packets in the socket.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// A packet counts with all the memory that its driver took for it, which may be 64 KiB: this is room for thousands.
+const RECEIVE_BUFFER: usize = 128 << 20;
 const MAX_RUNS: usize = 4;
 const MAX_PEERS: usize = 256;
 const MAX_RATE: u32 = 20_000;
@@ -84,6 +85,7 @@ pub fn serve(data: SocketAddr, control: SocketAddr) -> io::Result<Addresses> {
 impl Prober {
     fn receive(&self) {
         let origin = Instant::now();
+        let metronome = Metronome::start(origin);
         let mut bytes = [0; MAX_SIZE];
         loop {
             let length = match self.socket.recv(&mut bytes) {
@@ -98,7 +100,12 @@ impl Prober {
             let mut runs = self.runs();
             let Some(run) = runs.get_mut(&packet.run) else { continue };
             if run.accounts.len() < MAX_PEERS || run.accounts.contains_key(&packet.from) {
-                run.accounts.entry(packet.from).or_default().arrive(packet.seq, packet.late, at);
+                run.accounts.entry(packet.from).or_default().arrive(
+                    packet.seq,
+                    packet.late,
+                    at,
+                    |from, to| metronome.paused(from, to),
+                );
             }
         }
     }

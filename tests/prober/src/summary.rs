@@ -23,11 +23,13 @@ pub struct Direction {
     pub duplicated: u32,
     /// Received after one with a higher number.
     pub reordered: u32,
-    /// Longest silence in milliseconds, without what the sender caused; packets missing at the beginning or the end
+    /// Longest silence in milliseconds, without what the sender or the receiver caused itself; packets missing at the beginning or the end
     /// count as silence too.
     pub longest_gap_ms: u64,
     /// The most that the sender was behind its schedule, in milliseconds.
     pub sender_late_ms: u64,
+    /// The longest that the receiver did not run between two packets, in milliseconds.
+    pub receiver_paused_ms: u64,
 }
 
 /// A whole measurement.
@@ -47,6 +49,8 @@ pub struct Summary {
     pub longest_gap_ms: u64,
     /// The worst of all senders.
     pub sender_late_ms: u64,
+    /// The worst of all receivers.
+    pub receiver_paused_ms: u64,
     /// Datagrams that were lost in a socket, not in the network.
     pub overruns: u64,
     /// Why the figures prove nothing; empty if they are good.
@@ -84,6 +88,7 @@ impl Summary {
         self.duplicated += u64::from(direction.duplicated);
         self.longest_gap_ms = self.longest_gap_ms.max(direction.longest_gap_ms);
         self.sender_late_ms = self.sender_late_ms.max(direction.sender_late_ms);
+        self.receiver_paused_ms = self.receiver_paused_ms.max(direction.receiver_paused_ms);
         self.directions.push(direction);
     }
 }
@@ -120,6 +125,7 @@ fn judge(
         reordered: got.reordered,
         longest_gap_ms: gap_us / 1000,
         sender_late_ms: got.sender_late_us / 1000,
+        receiver_paused_ms: got.receiver_paused_us / 1000,
     }
 }
 

@@ -64,6 +64,7 @@ impl Tables {
             index: 8,
             priority: 1,
             protocol,
+            conditional: false,
             owner: Owner::Foreign,
             action: None,
         };
@@ -163,6 +164,7 @@ impl Tables {
             index: 0,
             priority: policy.action.priority(),
             protocol: policy.id.traffic.protocol(),
+            conditional: false,
             owner: Owner::Ours,
             action: Some(policy.action),
         };

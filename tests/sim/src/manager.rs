@@ -7,7 +7,7 @@ use secureoverlay_common::{
     acknowledged::{Acknowledged, Acknowledgement, Sight},
     node::NodeFacts,
     ring::{Ring, RingError, Role},
-    rotation::{Action, Facts, Installation, Pace, Settings, apply, decide},
+    rotation::{Action, Facts, Goal, Installation, Pace, Settings, apply, decide},
     suite::Suite,
     uid::Uid,
 };
@@ -175,7 +175,7 @@ impl World {
             variant.mishear(&mut said, &nodes, ring, &self.numbers);
         }
         let manager = &mut self.managers[at];
-        let sight = Sight { ring, nodes: &nodes, said: &said, pressed: false };
+        let sight = Sight { ring, nodes: &nodes, said: &said, pressed: false, probing: true };
         let mut facts = manager.acknowledged.observe(sight, now);
         if let Some(variant) = self.variant {
             variant.misjudge(&mut facts, ring);
@@ -202,7 +202,16 @@ impl World {
         let decision = decide(ring, installation, &facts, wall, &self.settings());
         match decision.action {
             Action::Wait => decision.wake_in.min(POLL).max(Duration::from_millis(50)),
-            Action::Begin | Action::Stage | Action::Activate | Action::Drop if !fresh => {
+            Action::Begin
+            | Action::Stage
+            | Action::Activate
+            | Action::Drop
+            | Action::Pend
+            | Action::Insist
+            | Action::Silence
+            | Action::Quit
+                if !fresh =>
+            {
                 self.managers[at].step = Step::LookAgain(held);
                 self.rng.millis(1, 200)
             }
@@ -215,7 +224,11 @@ impl World {
     }
 
     fn settings(&self) -> Settings {
-        Settings { pace: Pace::Every(self.scenario.interval), suite: Suite::Aes128Gcm8 }
+        Settings {
+            pace: Pace::Every(self.scenario.interval),
+            suite: Suite::Aes128Gcm8,
+            goal: Goal::Permissive,
+        }
     }
 
     fn next_ring(
@@ -273,7 +286,13 @@ impl World {
                 let active = next.active().map(|active| (active.uid, (active.incarnations.clone(), version)));
                 self.activated.extend(active);
             }
-            Action::Wait | Action::Stage => {}
+            Action::Wait
+            | Action::Stage
+            | Action::Pend
+            | Action::Insist
+            | Action::Relent
+            | Action::Silence
+            | Action::Quit => {}
         }
         self.tell(|| format!("manager {at}: {action:?}, revision {} is {}", next.revision, roles(next)));
         Duration::from_millis(50)

@@ -323,4 +323,13 @@ fn a_foreign_policy_in_the_place_of_ours_is_no_other_generation() {
     let outcome = Reconciler::new(&mut kernel).run(&plan, now).unwrap();
     assert!(outcome.findings.contains(&Finding::ForeignPolicy(taken)) && !outcome.is_complete());
     assert_eq!(outcome.sends, Some(uid(202)), "a rotation need not wait for it");
+    let overruled: Vec<String> = outcome.overruled.into_iter().collect();
+    assert!(
+        overruled.len() == 1 && overruled[0].contains("(out 192.0.2.1/32 → 192.0.2.2/32, protocol 4, "),
+        "{overruled:?}"
+    );
+    // One beside it is nobody's business.
+    kernel.policies.remove(&taken);
+    kernel.add_foreign_policy(PolicyId { src: Net::host(addr(99)), ..taken });
+    assert!(Reconciler::new(&mut kernel).run(&plan, now).unwrap().overruled.is_empty());
 }

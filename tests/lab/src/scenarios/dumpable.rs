@@ -13,7 +13,9 @@ const UNPRIVILEGED: &str = "setpriv --inh-caps -all --bounding-set -sys_ptrace,-
 /// As an agent's process is, but one that forbids nothing.
 const EQUAL: &str = "setpriv --inh-caps -all --bounding-set -all,+net_admin";
 
-/// Kills an agent and the manager in the way that leaves a core, and tries to look into a process of each.
+const CRASH: &str = include_str!("dumpable.sh");
+
+/// Crashes an agent and the manager in the way that leaves a core, and tries to look into a process of each.
 pub fn check(lab: &Lab, report: &mut Report) -> Result<()> {
     let mut cores = 0;
     for program in [AGENT, MANAGER] {
@@ -33,15 +35,7 @@ pub fn check(lab: &Lab, report: &mut Report) -> Result<()> {
         let limit = lab.exec_ok(&node, &["grep", "core file", &format!("/proc/{pid}/limits")])?;
         report.check(limit.split_whitespace().nth(4) == Some("0"), format!("{program}: {}", limit.trim()));
 
-        // Through a pipe, a core does not depend on what the process may write.
-        let script = format!(
-            "set -e; echo '|/usr/bin/dd of=/tmp/core.%p status=none' > /proc/sys/kernel/core_pattern; \
-             sh -c 'kill -SEGV $$' || true; kill -SEGV {pid}; \
-             for i in $(seq 50); do [ -e /proc/{pid} ] || break; sleep 0.1; done; sleep 0.5; \
-             ls /tmp/core.* | grep -vx /tmp/core.{pid} | wc -l; ls /tmp/core.{pid} 2>/dev/null | wc -l; \
-             rm -f /tmp/core.*; echo core > /proc/sys/kernel/core_pattern"
-        );
-        let counts = lab.exec_ok(&node, &["bash", "-c", &script])?;
+        let counts = lab.exec_ok(&node, &["bash", "-c", CRASH, "crash", &pid])?;
         let mut counts = counts.split_whitespace();
         report.check(counts.next() == Some("1"), format!("{node}: another process leaves a core"));
         cores += counts.next().and_then(|count| count.parse::<u64>().ok()).context("counting cores")?;

@@ -5,20 +5,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::overlay::{Manifest, Overlay};
 use super::probe::Probe;
 use super::processes::{AGENT, pids, signal};
 use super::{reachable, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "flush",
     about: "SAs and policies that somebody deletes are healed, with new keys",
     estimate: "2 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
 /// From the deletion until the node is reached in all directions again.
@@ -53,11 +52,8 @@ const LOSSES: [Loss; 4] = [
     },
 ];
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    rotate_timed::wait_steady(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let (flushed, others) = lab.nodes().split_first().context("a lab without nodes")?;
     let (stopped, moving) = others.split_last().context("a lab of one node")?;
     let mut used = BTreeSet::new();
@@ -67,7 +63,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
             note(*what);
             used.extend(sent_with(lab, flushed)?);
             let mut took = Duration::ZERO;
-            let watched = wire::watch(&probe, what, || {
+            let watched = wire::watch(probe, what, || {
                 if *one_stopped {
                     signal(lab, &stopped.name, AGENT, "-STOP")?;
                 }
@@ -94,7 +90,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
             let twice = sent_with(lab, flushed)?.intersection(&used).count();
             report.check(twice == 0, format!("{what}: {twice} outbound keys were installed a second time"));
             keys_twice += twice;
-            all_is_well(report, &probe, what)?;
+            all_is_well(report, probe, what)?;
         }
     }
     report.figure("back_ms", back_ms);
@@ -108,8 +104,8 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let took = begun.elapsed();
     report.figure("policies_back_ms", took.as_millis());
     report.check(took <= BACK, format!("policies come back after {took:?}, at most {BACK:?}"));
-    all_is_well(report, &probe, "ip xfrm policy flush")?;
-    overlay.disable_and_check(report)
+    all_is_well(report, probe, "ip xfrm policy flush")?;
+    Ok(())
 }
 
 fn all_is_well(report: &mut Report, probe: &Probe, what: &str) -> Result<()> {

@@ -4,14 +4,13 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::cluster::until;
-use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::{NAMESPACE, Overlay, PATIENCE};
 use super::ring::{self, Ring};
 use super::rotate_timed::Leftovers;
 use super::{metrics, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 /// One way to spoil the ring.
 struct Junk {
@@ -25,22 +24,19 @@ pub const SCENARIO: Scenario = Scenario {
     name: "junk",
     about: "what is no key ring changes nothing, and is said",
     estimate: "2 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    rotate_timed::wait_steady(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let ring = Ring::read(lab)?.context("there is no ring")?;
     let kernels = xfrm::dump(lab)?;
 
     let mut ways = 0;
-    let watched = wire::watch(&probe, "with junk in the Secret", || {
+    let watched = wire::watch(probe, "with junk in the Secret", || {
         for junk in ways_to_spoil(&ring) {
             note(junk.name);
-            spoil_and_mend(&overlay, &junk, &ring, report)?;
+            spoil_and_mend(overlay, &junk, &ring, report)?;
             let changes = xfrm::changes(&kernels, &xfrm::dump(lab)?);
             report.check(changes.is_empty(), format!("{}: no kernel changed {changes:?}", junk.name));
             ways += 1;
@@ -58,7 +54,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     report.figure("sent", watched.probes.sent);
     report.figure("lost", watched.probes.lost);
     report.figure("ipip", watched.wire.ipip);
-    overlay.disable_and_check(report)
+    Ok(())
 }
 
 fn ways_to_spoil(ring: &Ring) -> Vec<Junk> {

@@ -3,57 +3,57 @@
 use anyhow::Result;
 
 use super::cluster::until;
-use super::overlay::{AGENTS, Manifest, NAMESPACE, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::{AGENTS, NAMESPACE, Overlay, PATIENCE};
 use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{rotate_timed, wire};
-use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "limits",
     about: "packet and byte limits of an SA lead to an early rotation",
     estimate: "90 s",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-/// What an SA may carry; the probes take seconds for it.
-const LIMITS: [&str; 2] = ["SECUREOVERLAY_SOFT_PACKET_LIMIT=2000", "SECUREOVERLAY_SOFT_BYTE_LIMIT=200000"];
-const OFF: [&str; 2] = ["SECUREOVERLAY_SOFT_PACKET_LIMIT-", "SECUREOVERLAY_SOFT_BYTE_LIMIT-"];
+/// What an SA may carry, one after the other; the probes take seconds for it.
+const LIMITS: [&[&str]; 2] = [
+    &["SECUREOVERLAY_SOFT_PACKET_LIMIT=2000"],
+    &["SECUREOVERLAY_SOFT_BYTE_LIMIT=200000", "SECUREOVERLAY_SOFT_PACKET_LIMIT-"],
+];
+const OFF: &[&str] = &["SECUREOVERLAY_SOFT_BYTE_LIMIT-"];
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    rotate_timed::wait_steady(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let rotations = if profile == Profile::Full { 5 } else { 1 };
     let (mut sent, mut lost, mut early) = (0, 0, 0);
-    for (limit, off) in LIMITS.iter().zip(OFF) {
-        note(format!("{limit}, and nobody asks for a rotation"));
-        let watched = wire::watch(&probe, &format!("with {limit}"), || {
-            configure_agents(&overlay, limit)?;
+    for limit in LIMITS {
+        let what = limit[0];
+        note(format!("{what}, and nobody asks for a rotation"));
+        let watched = wire::watch(probe, &format!("with {what}"), || {
+            configure_agents(overlay, limit)?;
             for _ in 0..rotations {
                 let before = rotate_timed::steady(lab, Leftovers::Go)?;
                 rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
                 early += 1;
             }
-            configure_agents(&overlay, off)?;
-            until("rotations to end", PATIENCE, || Ok(Ring::read(lab)?.is_some_and(|ring| ring.is_steady())))
+            Ok(())
         })?;
         watched.check_delivered(report);
         watched.check_encrypted(report);
         sent += watched.probes.sent;
         lost += watched.probes.lost;
     }
+    configure_agents(overlay, OFF)?;
+    until("rotations to end", PATIENCE, || Ok(Ring::read(lab)?.is_some_and(|ring| ring.is_steady())))?;
     report.figure("rotations", early);
     report.figure("sent", sent);
     report.figure("lost", lost);
-    overlay.disable_and_check(report)
+    Ok(())
 }
 
-fn configure_agents(overlay: &Overlay<'_>, variable: &str) -> Result<()> {
-    overlay.lab.kubectl(&["-n", NAMESPACE, "set", "env", AGENTS, variable])?;
+fn configure_agents(overlay: &Overlay<'_>, variables: &[&str]) -> Result<()> {
+    overlay.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", AGENTS], variables].concat())?;
     overlay.wait_rolled_out()
 }

@@ -10,9 +10,19 @@ use crate::run::output;
 
 /// `ucp-secureoverlay-mgr rotate …` with the administrator's kubeconfig, as from a workstation.
 pub fn rotate(lab: &Lab, flags: &[&str]) -> Result<String> {
-    let program = product::manager()?;
+    run(lab, "rotate", flags)
+}
+
+/// `ucp-secureoverlay-mgr enforce …`, likewise.
+pub fn enforce(lab: &Lab, arguments: &[&str]) -> Result<String> {
+    run(lab, "enforce", arguments)
+}
+
+fn run(lab: &Lab, command: &str, arguments: &[&str]) -> Result<String> {
+    let program = product::programs()?.join("ucp-secureoverlay-mgr");
     let program = program.to_str().context("the build directory's path is not text")?;
-    output(lab.inside_command(program).arg("rotate").args(flags))
+    // An error is a sentence for people.
+    output(lab.inside_command(program).env_remove("RUST_BACKTRACE").arg(command).args(arguments))
 }
 
 /// A field of the node's NodeEncryption status; `None` while there is no object or no such field.

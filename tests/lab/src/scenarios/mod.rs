@@ -2,19 +2,28 @@
 
 mod bench_netlink;
 pub mod cluster;
+mod crash;
 mod decrypt;
+mod delete;
+mod disable;
 mod dumpable;
+mod enable;
 mod encrypt;
+pub mod enforcing;
 mod esp_blocked;
 mod flush;
 mod foreign;
+mod held_back;
 mod ike;
+mod intruder;
+mod join_leave;
 mod junk;
 mod leaks;
 mod limits;
 pub mod manager;
 pub mod metrics;
 mod mke_manifest;
+mod mtu;
 mod not_a_removal;
 pub mod overlay;
 mod partition;
@@ -30,6 +39,7 @@ mod rotate_faults;
 pub mod rotate_timed;
 mod straggler;
 mod suites;
+mod upgrade;
 pub mod wire;
 pub mod xfrm;
 
@@ -40,6 +50,12 @@ pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
     encrypt::SCENARIO,
     esp_blocked::SCENARIO,
+    enable::SCENARIO,
+    disable::SCENARIO,
+    delete::SCENARIO,
+    upgrade::SCENARIO,
+    crash::SCENARIO,
+    join_leave::SCENARIO,
     rotate::SCENARIO,
     rotate_faults::SCENARIO,
     straggler::SCENARIO,
@@ -55,6 +71,8 @@ pub static ALL: &[Scenario] = &[
     mke_manifest::SCENARIO,
     leaks::SCENARIO,
     foreign::SCENARIO,
+    intruder::SCENARIO,
     reboot::SCENARIO,
+    mtu::SCENARIO,
     bench_netlink::SCENARIO,
 ];

@@ -59,7 +59,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
 }
 
 /// The manager's node is drained; the agent there is evicted too, as drains that do not spare DaemonSets do.
-fn drain(overlay: &Overlay<'_>, calm: Duration) -> Result<()> {
+pub fn drain(overlay: &Overlay<'_>, calm: Duration) -> Result<()> {
     let lab = overlay.lab;
     let (_, node) = overlay.managers()?.pop().context("there is no manager")?;
     lab.kubectl(&["drain", &node, "--ignore-daemonsets", "--delete-local-data", "--force", "--timeout=90s"])?;

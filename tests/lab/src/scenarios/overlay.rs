@@ -101,10 +101,15 @@ impl<'a> Overlay<'a> {
         self.wait_rolled_out()
     }
 
+    /// `kubectl delete -f` of the file.
+    pub fn delete(&self) -> Result<()> {
+        kubectl_with(self.lab, &["delete", "--ignore-not-found", "-f", "-"], &self.text()?).map(drop)
+    }
+
     /// `kubectl delete -f` of the file, and the end of all its pods. Returns how many states and policies of ours
     /// are left in the kernels some time later.
     pub fn disable(&self) -> Result<(usize, usize)> {
-        kubectl_with(self.lab, &["delete", "--ignore-not-found", "-f", "-"], &self.text()?)?;
+        self.delete()?;
         until("all pods of SecureOverlay to be gone", PATIENCE, || {
             Ok(self.agents()?.is_empty() && self.managers()?.is_empty())
         })?;

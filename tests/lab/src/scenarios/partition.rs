@@ -22,8 +22,8 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Cluster(run),
 };
 
-/// How long a rotation waits for a node that is not ready. The node counts as ready for 40 s after it was cut off.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long a rotation waits for a node that is not ready. The node counts as ready for 25 s after it was cut off.
+const LIMIT: Duration = Duration::from_secs(40);
 
 fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
@@ -47,7 +47,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let left_behind = awaited.and_then(|awaited| {
         let waiting = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
         let rotated = wire::watch(&bystanders, "between the others, when it is left behind", || {
-            until("the rotation to go on without it", 2 * LIMIT, || {
+            until("the rotation to go on without it", PATIENCE, || {
                 Ok(Ring::read(lab)?.is_some_and(|ring| {
                     ring.is_steady() && ring.generation("active") > Some(before.generation())
                 }))
@@ -57,7 +57,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     });
     let waited = begun.elapsed();
     note("it can reach the API server again");
-    lab.in_network(&["nft", "delete", "table", "inet", TABLE])?;
+    join_again(lab)?;
     let (awaited, waiting, rotated) = left_behind?;
     report.check(waiting, format!("{} is awaited as long as it may still come back", cut.name));
     report.check(waited >= LIMIT, format!("it was left behind after {waited:?}, not before {LIMIT:?}"));
@@ -87,11 +87,16 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
 const TABLE: &str = "partition";
 
 /// Drops what the node sends to the API server.
-fn cut_off(lab: &Lab, ip: &str) -> Result<()> {
+pub fn cut_off(lab: &Lab, ip: &str) -> Result<()> {
     let rules = format!(
         "add table inet {TABLE}\n\
          add chain inet {TABLE} input {{ type filter hook input priority -10; }}\n\
          add rule inet {TABLE} input ip saddr {ip} tcp dport 443 drop\n"
     );
     lab.in_network(&["nft", &rules]).map(drop)
+}
+
+/// Ends that.
+pub fn join_again(lab: &Lab) -> Result<()> {
+    lab.in_network(&["nft", "delete", "table", "inet", TABLE]).map(drop)
 }

@@ -6,31 +6,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::overlay::{Manifest, Overlay, PATIENCE};
+use super::overlay::PATIENCE;
 use super::probe::Probe;
 use super::ring::Ring;
-use super::{metrics, reachable, rotate_timed, wire, xfrm};
+use super::{metrics, reachable, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "reboot",
     about: "a rebooted node is talked to with new keys at once, and nobody else notices",
     estimate: "2 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
 /// From the moment that the rebooted node's agent is ready until it is reached in all directions.
 const RESUME: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    rotate_timed::wait_steady(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let (rebooted, others) = lab.nodes().split_last().context("a lab without nodes")?;
     let bystanders = probe.without(&rebooted.name)?;
 
@@ -74,7 +71,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     after.check_encrypted(report);
     report.figure("lost_afterwards", after.probes.lost);
     report.figure("ipip_afterwards", after.wire.ipip);
-    overlay.disable_and_check(report)
+    Ok(())
 }
 
 fn wait_for_agent(lab: &Lab, node: &Node) -> Result<()> {

@@ -40,6 +40,11 @@ impl Ring {
         self.generations().count() == 1 && self.generation("active").is_some()
     }
 
+    /// How far nodes insist: `off`, `permissive` or `enforcing`.
+    pub fn enforcement(&self) -> &str {
+        self.0["enforcement"].as_str().unwrap_or_default()
+    }
+
     /// The number of the write.
     pub fn revision(&self) -> u64 {
         self.0["revision"].as_u64().unwrap_or_default()

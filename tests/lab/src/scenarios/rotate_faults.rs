@@ -6,21 +6,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::cluster::until;
-use super::overlay::{AGENTS, DEPLOYMENT, Manifest, NAMESPACE, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::{AGENTS, DEPLOYMENT, NAMESPACE, PATIENCE};
 use super::processes::{AGENT, MANAGER, pids, signal_everywhere};
 use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "rotate-faults",
     about: "rotations survive killed agents and managers, and an API server and a kubelet that are away",
     estimate: "3 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
 /// What happens after a rotation was asked for; `away` is how long something is away.
@@ -53,17 +52,14 @@ const FAULTS: [(&str, Fault); 5] = [
     }),
 ];
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    rotate_timed::wait_steady(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let away = Duration::from_secs(if profile == Profile::Full { 60 } else { 15 });
     let (mut rotations, mut sent, mut lost, mut duplicated) = (0, 0, 0, 0);
     for (what, fault) in FAULTS {
         note(what);
         let before = rotate_timed::steady(lab, Leftovers::Stay)?;
-        let watched = wire::watch(&probe, what, || {
+        let watched = wire::watch(probe, what, || {
             manager::rotate(lab, &[])?;
             fault(lab, away)?;
             // Never stuck; a program that was killed several times is started anew after a pause.
@@ -86,7 +82,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         lab.kubectl(&["-n", NAMESPACE, "rollout", "restart", what])?;
     }
     overlay.wait_rolled_out()?;
-    overlay.disable_and_check(report)
+    Ok(())
 }
 
 fn kill(lab: &Lab, program: &str) -> Result<()> {

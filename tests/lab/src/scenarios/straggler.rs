@@ -6,32 +6,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::cluster::until;
-use super::overlay::{Manifest, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::PATIENCE;
 use super::processes::{AGENT, signal};
 use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
-use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "straggler",
     about: "a rotation waits for an agent that does not move, and names it",
     estimate: "90 s",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let before = rotate_timed::steady(lab, Leftovers::Go)?;
     let node = &lab.nodes().last().context("a lab without nodes")?.name;
     let stopped_for = Duration::from_secs(if profile == Profile::Full { 180 } else { 30 });
     let (mut named, mut event, mut waited) = (None, None, false);
-    let watched = wire::watch(&probe, "while an agent is stopped", || {
+    let watched = wire::watch(probe, "while an agent is stopped", || {
         let begun = Instant::now();
         note(format!("the agent of {node} is stopped, and the keys are to rotate"));
         ensure!(signal(lab, node, AGENT, "-STOP")? == 1, "no agent to be stopped on {node}");
@@ -43,7 +39,10 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
                 named = Some(awaited);
             }
             let told = manager::events(lab, "RotationWaiting")?;
-            if let Some(told) = told.into_iter().find(|message| message.contains(node)) {
+            // Not one about an earlier rotation, or about everybody.
+            let wanted = named.as_ref().map(|what| format!(" for {node}: {}", what.as_str().unwrap_or("?")));
+            let ours = |message: &String| wanted.as_ref().is_some_and(|wanted| message.ends_with(wanted));
+            if let Some(told) = told.into_iter().find(ours) {
                 event = Some(told);
             }
             thread::sleep(Duration::from_secs(1));
@@ -67,5 +66,5 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("lost", watched.probes.lost);
     report.figure("awaited", named);
     report.figure("event", event);
-    overlay.disable_and_check(report)
+    Ok(())
 }

@@ -32,7 +32,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let probe = Probe::deploy(lab)?;
     overlay.enable()?;
     // By acknowledgement the phases would pass faster than they can be looked at.
-    let delay = if profile == Profile::Full { "30s" } else { "10s" };
+    let delay = if profile == Profile::Full { "30s" } else { "8s" };
     overlay.configure_manager(&[
         "SECUREOVERLAY_ACKNOWLEDGEMENTS=timed",
         &format!("SECUREOVERLAY_PROPAGATION_DELAY={delay}"),

@@ -69,9 +69,22 @@ impl Kernel {
         self.between(src, dst).filter_map(spi).collect()
     }
 
+    /// Plaintext is refused: what comes from so many peers must be ESP, and all else of protocol 4 is blocked.
+    pub fn insists(&self, peers: usize) -> bool {
+        let inbound = || self.policies.iter().filter(|entry| ours(entry) && entry.contains(" dir in "));
+        inbound().any(|entry| entry.contains(" action block "))
+            && inbound().filter(|entry| entry.contains(" tmpl ") && !entry.contains(" dport ")).count()
+                >= peers
+    }
+
     fn between(&self, src: Ipv4Addr, dst: Ipv4Addr) -> impl Iterator<Item = &String> {
         let pair = format!("src {src} dst {dst} ");
         self.states.iter().filter(move |entry| ours(entry) && entry.starts_with(&pair))
+    }
+
+    /// Number of our policies that drop plaintext from and to anywhere.
+    pub fn blocks(&self) -> usize {
+        self.policies.iter().filter(|entry| ours(entry) && entry.contains(" action block ")).count()
     }
 
     /// The SPI sent with, by peer; policies for a port are the agents' probes.
@@ -192,6 +205,16 @@ src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
         );
         let foreign = kernel.foreign();
         assert_eq!((foreign.states.len(), foreign.policies.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_kernel_insists_with_blocks_and_a_policy_for_each_peer() {
+        let required = POLICY.replace(" dir out ", " dir in ").replace("\tdir out ", "\tdir in ");
+        let of = |policies: &str| Kernel { states: BTreeSet::new(), policies: entries(policies) };
+        assert!(of(&required).insists(1));
+        assert!(!of(&required).insists(2), "a peer is missing");
+        assert!(!of(POLICY).insists(1), "nothing is required of the peer");
+        assert!(!of(&required.replace("action block", "action allow")).insists(1), "nothing is blocked");
     }
 
     #[test]

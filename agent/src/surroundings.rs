@@ -1,0 +1,224 @@
+//! What lets traffic past our policies, so that it would be a lie to insist on them: from facts that the kernel shows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::{
+    kernel::{Link, RouteTo, Switches, Way},
+    mtu::IPIP,
+    xfrm::{ActualPolicy, Direction, IPPROTO_IPIP, Owner, PRIORITY_PEER, PolicyId},
+};
+
+/// Number of the loopback device in every network namespace (`LOOPBACK_IFINDEX` in `net/flow.h`). Both its switches are
+/// set from the beginning, and nothing of another node comes or goes by it.
+const LOOPBACK: u32 = 1;
+/// Of many routes or peers with the same fault, this many are named.
+const EXAMPLES: usize = 3;
+
+/// The other nodes that take part: name, empty where only the kernel knows of them, by tunnel address.
+pub type Neighbours<'n> = BTreeMap<IpAddr, &'n str>;
+
+/// What the kernel shows of this node's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// All interfaces.
+    pub links: Vec<Link>,
+    /// The route to each peer that there is one to.
+    pub routes: Vec<(IpAddr, RouteTo)>,
+    /// The main table's routes with a next hop.
+    pub ways: Vec<Way>,
+    /// The switches for all interfaces.
+    pub all: Switches,
+    /// Why some of that could not be read.
+    pub unread: Option<String>,
+}
+
+/// What there is to say of it, in sentences for people: what is wrong and what to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Sysctls that take traffic out of IPsec.
+    pub switches: BTreeSet<String>,
+    /// Peers that this node does not send to from its tunnel address.
+    pub sources: BTreeSet<String>,
+    /// Routes to peers' pods that lead around the tunnel.
+    pub around: BTreeSet<String>,
+    /// How many routes lead around it.
+    pub astray: usize,
+    /// How many lead into it.
+    pub tunnelled: usize,
+    /// Why something could not be seen: no obstacle.
+    pub unread: Option<String>,
+}
+
+impl Surroundings {
+    /// Judges what the kernel shows, of a node with the tunnel address `local`, where that is known.
+    #[must_use]
+    pub fn new(facts: &Facts, local: Option<IpAddr>, peers: &Neighbours<'_>) -> Self {
+        let (around, astray, tunnelled) = around(facts, peers);
+        Self {
+            switches: switches(facts, local),
+            sources: local.map(|local| sources(facts, local, peers)).unwrap_or_default(),
+            around,
+            astray,
+            tunnelled,
+            unread: facts.unread.clone(),
+        }
+    }
+
+    /// Where the kernel can't be asked: for all that is known, traffic goes anywhere.
+    #[must_use]
+    pub fn unseen(error: &str) -> Self {
+        let text = format!("what leads around the tunnel can't be seen: {error}");
+        Self { around: [text].into(), ..Self::default() }
+    }
+
+    /// All of it that speaks against insisting.
+    #[must_use]
+    pub fn obstacles(&self) -> BTreeSet<String> {
+        [&self.switches, &self.sources, &self.around].into_iter().flatten().cloned().collect()
+    }
+}
+
+/// The kernel looks at `disable_xfrm` of the interface by which the tunnel's packet leaves (`__mkroute_output` in
+/// `net/ipv4/route.c`: `DST_NOXFRM`, on which `xfrm_lookup` looks for no policy), and at `disable_policy` of the one by
+/// which it came in, whichever that is (`IPSKB_NOPOLICY`, on which `xfrm_policy_check` lets everything pass). Those of
+/// the tunnel device are for the packets inside.
+fn switches(facts: &Facts, local: Option<IpAddr>) -> BTreeSet<String> {
+    let carries = |link: &Link| {
+        local.is_some_and(|local| link.addresses.contains(&local))
+            || facts.routes.iter().any(|(_, route)| route.unicast && route.oif == link.index)
+    };
+    let outer = facts
+        .links
+        .iter()
+        .filter(|link| link.up && link.index != LOOPBACK && link.kind.as_deref() != Some(IPIP));
+    let mut found = BTreeSet::new();
+    if facts.all.disable_xfrm == Some(true) {
+        found.insert(switch("all", "disable_xfrm", "packets leave unencrypted by every interface"));
+    }
+    if facts.all.disable_policy == Some(true) {
+        found.insert(switch("all", "disable_policy", "unencrypted packets are let in by every interface"));
+    }
+    for link in outer {
+        if link.switches.disable_policy == Some(true) {
+            found.insert(switch(&link.name, "disable_policy", "unencrypted packets are let in by it"));
+        }
+        if link.switches.disable_xfrm == Some(true) && carries(link) {
+            found.insert(switch(&link.name, "disable_xfrm", "packets leave by it unencrypted"));
+        }
+    }
+    found
+}
+
+/// With slashes, for names of interfaces may have dots.
+fn switch(interface: &str, name: &str, effect: &str) -> String {
+    format!(
+        "the sysctl net/ipv4/conf/{interface}/{name} is set: {effect}. Run on the node: sysctl -w \
+         net/ipv4/conf/{interface}/{name}=0, and see what sets it"
+    )
+}
+
+/// Packets with another source match none of our policies: they leave in the clear.
+fn sources(facts: &Facts, local: IpAddr, peers: &Neighbours<'_>) -> BTreeSet<String> {
+    let mut others: BTreeMap<IpAddr, Vec<IpAddr>> = BTreeMap::new();
+    for (peer, route) in facts.routes.iter().filter(|(_, route)| route.unicast) {
+        if let Some(source) = route.prefsrc.filter(|source| *source != local) {
+            others.entry(source).or_default().push(*peer);
+        }
+    }
+    let sentence = |(source, to): (IpAddr, Vec<IpAddr>)| {
+        let to = listed(&to, "peers", |peer| called(*peer, peers));
+        format!(
+            "the route to {to} takes the source {source}, not this node's tunnel address {local}: such packets match no \
+             policy and leave unencrypted. Correct the route's src, or the address that Calico has for this node"
+        )
+    };
+    others.into_iter().map(sentence).collect()
+}
+
+/// The sentences, and how many routes to peers lead around the tunnel and into it.
+fn around(facts: &Facts, peers: &Neighbours<'_>) -> (BTreeSet<String>, usize, usize) {
+    // A default route, or one to a node itself, is not for pods.
+    let to_pods = facts.ways.iter().filter(|way| {
+        way.to.prefix > 0 && peers.contains_key(&way.gateway) && !peers.contains_key(&way.to.addr)
+    });
+    let mut astray: BTreeMap<&str, Vec<&Way>> = BTreeMap::new();
+    let mut tunnelled = 0;
+    for way in to_pods {
+        let link = facts.links.iter().find(|link| link.index == way.oif);
+        if link.is_some_and(|link| link.kind.as_deref() == Some(IPIP)) {
+            tunnelled += 1;
+        } else {
+            astray.entry(link.map_or("another interface", |link| link.name.as_str())).or_default().push(way);
+        }
+    }
+    let count = astray.values().map(Vec::len).sum();
+    let sentence = |(interface, ways): (&str, Vec<&Way>)| {
+        let ways = listed(&ways, "routes", |way| format!("{} on {}", way.to, called(way.gateway, peers)));
+        format!(
+            "traffic to the pods {ways} goes by {interface} around the IPIP tunnel and is not encrypted. Set ipipMode: \
+             Always in Calico's IP pools"
+        )
+    };
+    (astray.into_iter().map(sentence).collect(), count, tunnelled)
+}
+
+/// Policies of others that the kernel takes before ours, or that stand in the place of one of ours, for the traffic of a
+/// pair of nodes. The kernel takes the lowest priority, and among equal ones the older (`xfrm_policy_lookup_bytype` in
+/// `net/xfrm/xfrm_policy.c`).
+#[must_use]
+pub fn overruling(
+    policies: &[ActualPolicy],
+    pairs: &(impl Iterator<Item = PolicyId> + Clone),
+) -> BTreeSet<String> {
+    let others = policies.iter().filter(|policy| {
+        policy.owner == Owner::Foreign && !policy.conditional && [0, IPPROTO_IPIP].contains(&policy.protocol)
+    });
+    others
+        .filter_map(|policy| Some(overrules(policy, pairs.clone().find(|pair| in_the_way(policy, pair))?)))
+        .collect()
+}
+
+fn in_the_way(policy: &ActualPolicy, pair: &PolicyId) -> bool {
+    let id = policy.id;
+    id.direction == pair.direction
+        && id.src.covers(pair.src.addr)
+        && id.dst.covers(pair.dst.addr)
+        && (policy.priority <= PRIORITY_PEER || (id == *pair && policy.protocol == IPPROTO_IPIP))
+}
+
+fn overrules(policy: &ActualPolicy, pair: PolicyId) -> String {
+    let (direction, peer) = match pair.direction {
+        Direction::In => ("in", pair.src.addr),
+        Direction::Out => ("out", pair.dst.addr),
+    };
+    let PolicyId { src, dst, .. } = policy.id;
+    let protocol = if policy.protocol == 0 { "any protocol" } else { "protocol 4" };
+    format!(
+        "a policy that is not ours ({direction} {src} → {dst}, {protocol}, priority {}) comes before ours for the tunnel with {peer}: remove it, \
+         or give it a selector without that traffic or a priority above {PRIORITY_PEER}",
+        policy.priority
+    )
+}
+
+fn called(addr: IpAddr, peers: &Neighbours<'_>) -> String {
+    match peers.get(&addr) {
+        Some(name) if !name.is_empty() => format!("{name} ({addr})"),
+        _ => addr.to_string(),
+    }
+}
+
+/// The first of many, and how many more there are.
+fn listed<T>(all: &[T], what: &str, name: impl Fn(&T) -> String) -> String {
+    let first: Vec<String> = all.iter().take(EXAMPLES).map(name).collect();
+    match all.len().saturating_sub(EXAMPLES) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more {what}", first.join(", ")),
+    }
+}
+
+#[cfg(test)]
+#[path = "surroundings_tests.rs"]
+mod tests;

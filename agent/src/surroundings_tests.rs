@@ -1,0 +1,199 @@
+use super::*;
+use crate::xfrm::{Net, PRIORITY_BLOCK};
+
+const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+fn addr(last: u8) -> IpAddr {
+    [192, 0, 2, last].into()
+}
+
+fn link(index: u32, name: &str, kind: Option<&str>, addresses: &[IpAddr]) -> Link {
+    let (name, kind, addresses) = (name.into(), kind.map(Into::into), addresses.into());
+    let switches = Switches { disable_xfrm: Some(false), disable_policy: Some(false) };
+    Link { index, name, mtu: 1500, kind, up: true, addresses, switches }
+}
+
+fn route(peer: u8, oif: u32, source: IpAddr) -> (IpAddr, RouteTo) {
+    (addr(peer), RouteTo { oif, gateway: None, prefsrc: Some(source), mtu: None, unicast: true })
+}
+
+fn way(third: u8, gateway: u8, oif: u32) -> Way {
+    Way { to: Net { addr: [10, 77, third, 0].into(), prefix: 24 }, oif, gateway: addr(gateway) }
+}
+
+/// Node a with the peers b and c, as Calico sets it up.
+fn facts() -> Facts {
+    let out = Switches { disable_xfrm: Some(true), disable_policy: Some(true) };
+    Facts {
+        links: vec![
+            Link { switches: out, ..link(1, "lo", None, &[]) },
+            link(2, "eth0.7", None, &[LOCAL]),
+            link(3, "tunl0", Some(IPIP), &[]),
+            link(4, "cali1", Some("veth"), &[]),
+        ],
+        routes: vec![route(2, 2, LOCAL), route(3, 2, LOCAL)],
+        ways: vec![way(2, 2, 3), way(3, 3, 3)],
+        all: Switches { disable_xfrm: Some(false), disable_policy: Some(false) },
+        unread: None,
+    }
+}
+
+fn seen(facts: &Facts) -> Surroundings {
+    Surroundings::new(facts, Some(LOCAL), &Neighbours::from([(addr(2), "b"), (addr(3), "")]))
+}
+
+#[track_caller]
+fn only(found: &BTreeSet<String>, parts: &[&str]) {
+    assert_eq!(found.len(), 1, "{found:?}");
+    for part in parts {
+        assert!(found.first().unwrap().contains(part), "{part}: {found:?}");
+    }
+}
+
+#[test]
+fn calicos_usual_way_has_no_obstacles() {
+    let expected = Surroundings { tunnelled: 2, ..Surroundings::default() };
+    assert_eq!(seen(&facts()), expected);
+    // Nor has a kernel that does not say.
+    let mut silent = facts();
+    silent.all = Switches::default();
+    silent.links.iter_mut().for_each(|link| link.switches = Switches::default());
+    let expected = Surroundings { unread: Some("no /proc".into()), ..expected };
+    assert_eq!(seen(&Facts { unread: Some("no /proc".into()), ..silent }), expected);
+}
+
+#[test]
+fn switches_count_where_the_tunnels_packets_pass() {
+    let set = |at: usize, xfrm, policy| {
+        let mut facts = facts();
+        facts.links[at].switches = Switches { disable_xfrm: Some(xfrm), disable_policy: Some(policy) };
+        facts
+    };
+    let run = "sysctl -w net/ipv4/conf/eth0.7/disable_xfrm=0";
+    only(
+        &seen(&set(1, true, false)).switches,
+        &["eth0.7/disable_xfrm is set", "leave by it unencrypted", run],
+    );
+    only(&seen(&set(1, false, true)).switches, &["eth0.7/disable_policy is set", "let in by it"]);
+    // In the clear a packet may come in anywhere, but it leaves only where the routes to peers lead.
+    only(&seen(&set(3, true, true)).switches, &["cali1/disable_policy"]);
+    let mut routed = set(3, true, false);
+    routed.routes[1].1.oif = 4;
+    only(&seen(&routed).switches, &["cali1/disable_xfrm"]);
+    routed.routes[1].1.unicast = false;
+    assert!(seen(&routed).switches.is_empty());
+    // What is inside the tunnel is not ours, and nothing passes an interface that is down.
+    assert!(seen(&set(2, true, true)).switches.is_empty());
+    let mut down = set(1, true, true);
+    down.links[1].up = false;
+    assert!(seen(&down).switches.is_empty());
+    assert!(
+        Surroundings::new(&set(1, true, false), None, &Neighbours::new()).switches.len() == 1,
+        "by its routes"
+    );
+}
+
+#[test]
+fn the_switches_of_all_count_for_each() {
+    let all = |xfrm, policy| Facts {
+        all: Switches { disable_xfrm: Some(xfrm), disable_policy: Some(policy) },
+        ..facts()
+    };
+    only(&seen(&all(true, false)).switches, &["conf/all/disable_xfrm is set", "by every interface"]);
+    only(&seen(&all(false, true)).switches, &["conf/all/disable_policy is set", "by every interface"]);
+}
+
+#[test]
+fn packets_must_leave_with_the_tunnels_address() {
+    let mut other = facts();
+    other.routes[0].1.prefsrc = Some(addr(99));
+    only(&seen(&other).sources, &["to b (192.0.2.2) takes the source 192.0.2.99", "address 192.0.2.1"]);
+    // Without a tunnel address there is nothing to compare with, and a route to ourselves is none.
+    assert!(Surroundings::new(&other, None, &Neighbours::new()).sources.is_empty());
+    other.routes[0].1.unicast = false;
+    assert!(seen(&other).sources.is_empty());
+    let many = Facts { routes: (2..200).map(|peer| route(peer, 2, addr(99))).collect(), ..facts() };
+    only(&seen(&many).sources, &["b (192.0.2.2), 192.0.2.3, 192.0.2.4 and 195 more peers takes"]);
+}
+
+#[test]
+fn routes_around_the_tunnel_are_named() {
+    let mut native = facts();
+    native.ways[0].oif = 2;
+    let found = seen(&native);
+    only(&found.around, &["10.77.2.0/24 on b (192.0.2.2)", "by eth0.7 around", "ipipMode: Always"]);
+    assert_eq!((found.astray, found.tunnelled), (1, 1));
+    assert_eq!(found.obstacles(), found.around);
+    let many: Vec<Way> = (0..100).map(|third| way(third, 3, 2)).chain([way(100, 2, 9)]).collect();
+    let found = seen(&Facts { ways: many, ..facts() });
+    let text = format!("{:?}", found.around);
+    assert_eq!((found.around.len(), found.astray, found.tunnelled), (2, 101, 0));
+    assert!(
+        text.contains("and 97 more routes goes by eth0.7") && text.contains("another interface"),
+        "{text}"
+    );
+}
+
+#[test]
+fn routes_that_are_not_for_pods_of_peers_do_not_matter() {
+    let default = Way { to: Net { addr: [0, 0, 0, 0].into(), prefix: 0 }, oif: 2, gateway: addr(2) };
+    let to_node = Way { to: Net::host(addr(3)), oif: 2, gateway: addr(2) };
+    let elsewhere = way(9, 254, 2);
+    let found = seen(&Facts { ways: vec![default, to_node, elsewhere], ..facts() });
+    assert_eq!((found.around.len(), found.astray, found.tunnelled), (0, 0, 0));
+}
+
+fn pair(direction: Direction) -> PolicyId {
+    let (local, peer) = (Net::host(LOCAL), Net::host(addr(2)));
+    match direction {
+        Direction::In => PolicyId::tunnel(direction, peer, local),
+        Direction::Out => PolicyId::tunnel(direction, local, peer),
+    }
+}
+
+/// A policy of somebody else that covers everything.
+fn wide(direction: Direction, priority: u32) -> ActualPolicy {
+    let any = Net { addr: [0, 0, 0, 0].into(), prefix: 0 };
+    let id = PolicyId::tunnel(direction, any, any);
+    let owner = Owner::Foreign;
+    ActualPolicy { id, index: 8, priority, protocol: 0, conditional: false, owner, action: None }
+}
+
+fn overruled(policy: ActualPolicy) -> BTreeSet<String> {
+    overruling(&[policy], &[Direction::In, Direction::Out].map(pair).into_iter())
+}
+
+#[test]
+fn a_policy_of_others_that_comes_first_is_named() {
+    for direction in [Direction::In, Direction::Out] {
+        for priority in [0, PRIORITY_PEER] {
+            let parts = ["0.0.0.0/0", "any protocol", "with 192.0.2.2", "priority above 24256"];
+            only(&overruled(wide(direction, priority)), &parts);
+        }
+        let network = Net { addr: [192, 0, 2, 0].into(), prefix: 24 };
+        let id = PolicyId::tunnel(direction, network, network);
+        only(&overruled(ActualPolicy { id, protocol: 4, ..wide(direction, 7) }), &["protocol 4, priority 7"]);
+        // Ours can't be had then, whatever the priority.
+        let same = ActualPolicy { id: pair(direction), protocol: 4, ..wide(direction, PRIORITY_BLOCK) };
+        only(&overruled(same), &["comes before ours"]);
+    }
+}
+
+#[test]
+fn other_policies_do_not_matter() {
+    let first = wide(Direction::Out, 0);
+    let elsewhere = Net { addr: [198, 51, 100, 0].into(), prefix: 24 };
+    for (policy, what) in [
+        (wide(Direction::Out, PRIORITY_PEER + 1), "it comes after ours"),
+        (ActualPolicy { owner: Owner::Ours, ..first }, "it is ours"),
+        (ActualPolicy { protocol: 6, ..first }, "TCP"),
+        (ActualPolicy { conditional: true, ..first }, "for marked packets"),
+        (ActualPolicy { id: PolicyId { dst: elsewhere, ..first.id }, ..first }, "to somebody else"),
+        (ActualPolicy { id: PolicyId { src: elsewhere, ..first.id }, ..first }, "from somebody else"),
+        (ActualPolicy { id: pair(Direction::Out), ..wide(Direction::Out, PRIORITY_PEER + 1) }, "beside ours"),
+    ] {
+        assert_eq!(overruled(policy), BTreeSet::new(), "{what}");
+    }
+    let inward: Vec<PolicyId> = vec![pair(Direction::In)];
+    assert_eq!(overruling(&[first], &inward.into_iter()), BTreeSet::new(), "the other direction");
+}

@@ -1,0 +1,103 @@
+//! Which nodes peers must not encrypt to yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use super::{Acknowledged, Expected};
+use crate::{
+    ring::{Enforcement, Ring, Role},
+    uid::Uid,
+};
+
+/// So long the nodes have to receive with the first generation before it is used without them.
+pub const PENDING_AFTER: Duration = Duration::from_secs(60);
+
+/// Who is pending.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) nodes: BTreeSet<Uid>,
+    /// Two of them between which ESP does not pass, for people.
+    pub(super) obstacle: Option<String>,
+}
+
+impl Acknowledged {
+    /// The nodes that don't receive with the generation in use, or with the first one to be, and so many of those that
+    /// ESP does not pass between that it passes between the others. Incarnations don't matter: or new keys for one node
+    /// would make all others pending.
+    pub(super) fn pending(&self, expected: &[Expected<'_>], ring: Option<&Ring>, now: Instant) -> Pending {
+        let ring = ring.filter(|ring| ring.enforcement == Enforcement::Permissive);
+        let Some(ring) = ring else { return Pending::default() };
+        let active = ring.active();
+        let Some(generation) = active.or_else(|| ring.with_role(Role::Staged)) else {
+            return Pending::default();
+        };
+        let late = active.is_some() || self.since.waited(generation, now) >= PENDING_AFTER;
+        let (received, lacking): (Vec<_>, Vec<_>) =
+            expected.iter().partition(|node| node.says(|said| said.receives.contains_key(&generation.uid)));
+        let silent = lacking.into_iter().filter(|node| late || node.pending);
+        let names: BTreeMap<Uid, &str> =
+            received.iter().filter_map(|node| Some((node.node.uid?, node.node.name.as_str()))).collect();
+        let pairs = pairs(&received, &names);
+        let cut_off = cut_off(&pairs);
+        let apart = names.into_iter().filter(|(_, name)| cut_off.contains(name)).map(|(uid, _)| uid);
+        Pending {
+            nodes: silent.filter_map(|node| node.node.uid).chain(apart).collect(),
+            obstacle: pairs
+                .first()
+                .map(|(one, other)| format!("ESP does not pass between {one} and {other}")),
+        }
+    }
+}
+
+/// Pairs of nodes, by name and the lower one first, of which one says that ESP does not reach the other.
+fn pairs<'e>(nodes: &[&'e Expected<'_>], names: &BTreeMap<Uid, &'e str>) -> BTreeSet<(&'e str, &'e str)> {
+    let unreachable = nodes.iter().flat_map(|node| {
+        let peers = node.said.iter().flat_map(|said| said.unreachable.iter().flatten());
+        peers.map(|peer| (node.node.name.as_str(), peer))
+    });
+    let known = unreachable.filter_map(|(name, peer)| Some((name, *names.get(peer)?)));
+    known.filter(|(one, other)| one != other).map(|(one, other)| (one.min(other), one.max(other))).collect()
+}
+
+/// Nodes without which none of the pairs is left, chosen greedily: the one with the most pairs first, of several the
+/// first by name. So one node behind a bad link stands alone, rather than all of its peers.
+fn cut_off<'n>(pairs: &BTreeSet<(&'n str, &'n str)>) -> BTreeSet<&'n str> {
+    let mut apart = BTreeMap::<&str, BTreeSet<&str>>::new();
+    for (one, other) in pairs {
+        apart.entry(one).or_default().insert(other);
+        apart.entry(other).or_default().insert(one);
+    }
+    let mut chosen = BTreeSet::new();
+    // Of equal ones the last counts, so the first name has to come last.
+    while let Some((&worst, _)) = apart.iter().rev().max_by_key(|(_, others)| others.len()) {
+        for other in apart.remove(worst).unwrap_or_default() {
+            if let Some(others) = apart.get_mut(other) {
+                others.remove(worst);
+                if others.is_empty() {
+                    apart.remove(other);
+                }
+            }
+        }
+        chosen.insert(worst);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_nodes_stand_for_many_pairs() {
+        let chosen = |pairs: &[(&'static str, &'static str)]| {
+            cut_off(&pairs.iter().copied().collect()).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(&[]), [""; 0]);
+        assert_eq!(chosen(&[("a", "b")]), ["a"], "of two alike the first");
+        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("c", "d")]), ["d"]);
+        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("a", "c"), ("a", "e")]), ["a", "b"]);
+        assert_eq!(chosen(&[("a", "b"), ("a", "c"), ("b", "c")]), ["a", "b"], "a triangle");
+    }
+}

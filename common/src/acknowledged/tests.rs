@@ -1,0 +1,440 @@
+use super::*;
+use crate::{secret::SecretBytes, suite::Suite};
+
+const LIMIT: Duration = Duration::from_secs(3600);
+
+fn uid(number: u8) -> Uid {
+    Uid::from_random([number; 16])
+}
+
+fn here() -> Uid {
+    uid(90)
+}
+
+fn generation(id: u64, role: Role) -> Generation {
+    let at = "2026-11-20T03:00:00Z".parse().unwrap();
+    let suite = Suite::Aes128Gcm8;
+    Generation {
+        id,
+        uid: gen_uid(id),
+        role,
+        suite,
+        key: SecretBytes::copy_from(&[id as u8; 16]),
+        spi_seed: SecretBytes::copy_from(&[id as u8; 16]),
+        created_at: at,
+        role_since: at,
+        incarnations: BTreeMap::new(),
+    }
+}
+
+fn gen_uid(id: u64) -> Uid {
+    uid(200 + id as u8)
+}
+
+fn ring(roles: &[Role]) -> Ring {
+    let mut ring = Ring::off(1, Some(here()));
+    ring.enforcement = Enforcement::Permissive;
+    ring.generations = (1..).zip(roles).map(|(id, role)| generation(id, *role)).collect();
+    ring
+}
+
+/// A cluster of three nodes that have all said everything about the ring.
+struct Case {
+    ring: Ring,
+    nodes: Vec<NodeFacts>,
+    said: BTreeMap<String, Acknowledgement>,
+    pressed: bool,
+    probing: bool,
+    acknowledged: Acknowledged,
+    now: Instant,
+}
+
+impl Case {
+    fn new(roles: &[Role]) -> Self {
+        let ring = ring(roles);
+        let nodes: Vec<NodeFacts> = (1..=3)
+            .map(|n| NodeFacts {
+                name: format!("node-{n}"),
+                uid: Some(uid(n)),
+                created: None,
+                addr: Some([192, 0, 2, n].into()),
+                boot: Some(uid(100 + n)),
+                ready: true,
+                excluded: false,
+            })
+            .collect();
+        let say = |node: &NodeFacts| Acknowledgement {
+            node: node.uid.unwrap(),
+            boot: node.boot.unwrap(),
+            installation: Some(here()),
+            receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
+            sends: ring.active().map(|active| active.uid),
+            silent: false,
+            burnt: BTreeMap::new(),
+            spent: BTreeSet::new(),
+            newest: ring.newest(),
+            enforcement: ring.enforcement,
+            obstacles: BTreeSet::new(),
+            unreachable: Some(BTreeSet::new()),
+        };
+        let said = nodes.iter().map(|node| (node.name.clone(), say(node))).collect();
+        let acknowledged = Acknowledged::new(LIMIT);
+        Self { ring, nodes, said, pressed: false, probing: false, acknowledged, now: Instant::now() }
+    }
+
+    fn observe(&mut self) -> Facts {
+        let Self { ring, nodes, said, pressed, probing, acknowledged, now } = self;
+        acknowledged
+            .observe(Sight { ring: Some(ring), nodes, said, pressed: *pressed, probing: *probing }, *now)
+    }
+
+    fn second(&mut self) -> &mut Acknowledgement {
+        self.said.get_mut("node-2").unwrap()
+    }
+}
+
+fn awaits(answer: &Answer) -> Vec<&str> {
+    match answer {
+        Answer::Awaits { nodes, .. } => nodes.iter().map(String::as_str).collect(),
+        _ => vec![],
+    }
+}
+
+const STAGED: [Role; 2] = [Role::Active, Role::Staged];
+const RETIRING: [Role; 2] = [Role::Retiring, Role::Active];
+
+#[test]
+fn a_rotation_waits_for_every_node_by_its_name() {
+    let mut case = Case::new(&STAGED);
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    case.second().receives.remove(&gen_uid(2));
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.now += 100 * LIMIT;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "a Ready node is waited for without end");
+    case.said.remove("node-3");
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2", "node-3"]);
+}
+
+#[test]
+fn what_another_boot_node_or_installation_said_does_not_count() {
+    let other = uid(77);
+    let wrong: [fn(&mut Acknowledgement, Uid); 4] = [
+        |said, other| said.node = other,
+        |said, other| said.boot = other,
+        |said, other| said.installation = Some(other),
+        |said, _| said.installation = None,
+    ];
+    for change in wrong {
+        let mut case = Case::new(&STAGED);
+        change(case.second(), other);
+        assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+        let sight = Sight {
+            ring: Some(&case.ring),
+            nodes: &case.nodes,
+            said: &case.said,
+            pressed: false,
+            probing: false,
+        };
+        assert_eq!(sight.census(), Census { expected: 3, heard: 2 });
+    }
+    let mut case = Case::new(&STAGED);
+    case.nodes[1].boot = None;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "nobody knows which boot it is");
+}
+
+#[test]
+fn a_generation_is_known_by_its_uid_and_incarnations() {
+    let mut case = Case::new(&STAGED);
+    case.ring.generations[1].uid = uid(55);
+    assert_eq!(awaits(&case.observe().all_receive).len(), 3);
+    let mut case = Case::new(&STAGED);
+    case.ring.generations[1].incarnations.insert(uid(1), 1);
+    assert_eq!(awaits(&case.observe().all_receive).len(), 3, "node-1's pairs have other keys now");
+}
+
+#[test]
+fn a_node_that_is_not_ready_is_left_behind_in_the_end() {
+    let mut case = Case::new(&STAGED);
+    case.said.remove("node-2");
+    case.nodes[1].ready = false;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.now += LIMIT - Duration::from_secs(1);
+    let look_in = Duration::from_secs(1);
+    let nodes = BTreeSet::from(["node-2".to_owned()]);
+    assert_eq!(case.observe().all_receive, Answer::Awaits { nodes, look_in });
+    case.now += look_in;
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    // A manager that has just started knows nothing of the time before.
+    case.acknowledged = Acknowledged::new(LIMIT);
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+}
+
+#[test]
+fn somebody_may_press_on() {
+    let mut case = Case::new(&STAGED);
+    case.said.remove("node-2");
+    case.pressed = true;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.now += PRESSED;
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+}
+
+#[test]
+fn excluded_nodes_are_not_waited_for_and_an_empty_list_is_not_believed() {
+    let mut case = Case::new(&STAGED);
+    case.said.remove("node-2");
+    case.nodes[1].excluded = true;
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    case.nodes.clear();
+    assert_eq!(case.observe().all_receive, Answer::In(LOOK_AGAIN));
+}
+
+#[test]
+fn an_old_generation_goes_when_nobody_sends_with_it_and_its_packets_have_arrived() {
+    let mut case = Case::new(&RETIRING);
+    case.second().sends = Some(gen_uid(1));
+    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
+    case.second().sends = None;
+    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"], "it may send with several");
+    case.second().sends = Some(gen_uid(2));
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
+    case.now += DRAIN / 2;
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN / 2));
+    case.second().sends = Some(gen_uid(1));
+    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
+    case.second().sends = Some(gen_uid(2));
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "from the start");
+    case.now += DRAIN;
+    assert_eq!(case.observe().nobody_sends, Answer::Yes);
+    case.ring.generations[0].role_since = "2026-11-20T03:00:01Z".parse().unwrap();
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "it was sent with again in between");
+}
+
+#[test]
+fn burnt_incarnations_are_replaced_once_and_not_too_often() {
+    let mut case = Case::new(&[Role::Retiring, Role::Active, Role::Staged]);
+    let burnt = [(gen_uid(1), 0), (gen_uid(2), 0), (gen_uid(3), 6), (uid(3), 1)];
+    case.second().burnt = burnt.into();
+    let needed = BTreeMap::from([(gen_uid(2), 1), (gen_uid(3), 7)]);
+    let node = uid(2);
+    assert_eq!(case.observe().rekey, BTreeMap::from([(node, needed)]));
+    case.acknowledged.rekeyed(case.now);
+    case.ring.generations[1].incarnations.insert(node, 1);
+    assert_eq!(case.observe().rekey, BTreeMap::new());
+    case.now += REKEY_PAUSE;
+    assert_eq!(case.observe().rekey, BTreeMap::from([(node, BTreeMap::from([(gen_uid(3), 7)]))]));
+    case.ring.generations[2].incarnations.insert(node, 7);
+    assert_eq!(case.observe().rekey, BTreeMap::new());
+    case.second().burnt = [(gen_uid(2), u32::MAX)].into();
+    assert_eq!(case.observe().rekey, BTreeMap::new(), "there is nothing after it");
+}
+
+#[test]
+fn limits_and_lost_rings_are_heard_of() {
+    let mut case = Case::new(&STAGED);
+    let facts = case.observe();
+    assert_eq!((facts.requested, facts.newest, facts.senders.len()), (None, 2, 3));
+    case.second().spent = [gen_uid(2), uid(9)].into();
+    assert_eq!(case.observe().requested, None, "that generation is not in use");
+    case.second().spent.insert(gen_uid(1));
+    assert!(case.observe().requested.unwrap().contains("node-2"));
+    case.second().newest = 9;
+    assert_eq!(case.observe().newest, 9);
+    case.second().newest = u64::MAX;
+    assert_eq!(case.observe().newest, 2);
+}
+
+fn pending(facts: &Facts) -> Vec<Uid> {
+    facts.pending.iter().copied().collect()
+}
+
+const ACTIVE: [Role; 1] = [Role::Active];
+const FIRST: [Role; 1] = [Role::Staged];
+const SILENCED: [Role; 1] = [Role::Retiring];
+
+#[test]
+fn who_does_not_receive_is_pending_at_once_while_plaintext_is_accepted() {
+    let mut case = Case::new(&ACTIVE);
+    assert_eq!(pending(&case.observe()), []);
+    // New keys for one node make nobody pending.
+    case.ring.generations[0].incarnations.insert(uid(1), 1);
+    assert_eq!(pending(&case.observe()), []);
+    case.second().receives.clear();
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.nodes[2].boot = Some(uid(55));
+    assert_eq!(pending(&case.observe()), [uid(2), uid(3)], "it has booted, and its agent has not spoken yet");
+    case.nodes[2].excluded = true;
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.ring.enforcement = Enforcement::Enforcing;
+    assert_eq!(pending(&case.observe()), []);
+}
+
+#[test]
+fn the_first_generation_gives_everybody_a_minute() {
+    let mut case = Case::new(&FIRST);
+    case.said.remove("node-2");
+    assert_eq!(pending(&case.observe()), []);
+    case.now += PENDING_AFTER;
+    let facts = case.observe();
+    assert_eq!(
+        (pending(&facts), awaits(&facts.all_receive)),
+        (vec![uid(2)], vec!["node-2"]),
+        "not written yet"
+    );
+    case.ring.pending = facts.pending;
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    // A manager that has just started does not begin anew.
+    case.acknowledged = Acknowledged::new(LIMIT);
+    let facts = case.observe();
+    assert_eq!((pending(&facts), facts.all_receive), (vec![uid(2)], Answer::Yes));
+}
+
+#[test]
+fn two_must_receive_before_anybody_sends() {
+    let mut case = Case::new(&FIRST);
+    for node in ["node-2", "node-3"] {
+        case.said.remove(node);
+    }
+    case.ring.pending = [uid(2), uid(3)].into();
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2", "node-3"]);
+    case.nodes.truncate(1);
+    assert_eq!(case.observe().all_receive, Answer::Yes, "nobody to wait for");
+    // Later ones are for those who can.
+    let mut case = Case::new(&STAGED);
+    case.said.clear();
+    case.ring.pending = [uid(1), uid(2), uid(3)].into();
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+}
+
+#[test]
+fn the_first_activation_waits_for_probes_where_there_are_any() {
+    let mut case = Case::new(&FIRST);
+    case.second().unreachable = None;
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    case.probing = true;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.ring.pending = [uid(2)].into();
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "it answers, so it will know");
+    case.said.remove("node-2");
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    let mut case = Case::new(&STAGED);
+    case.probing = true;
+    case.second().unreachable = None;
+    assert_eq!(case.observe().all_receive, Answer::Yes, "that was before the first one");
+}
+
+#[test]
+fn where_esp_does_not_pass_nobody_encrypts() {
+    let mut case = Case::new(&ACTIVE);
+    // Node-3 may be anybody: whichever of a pair says it.
+    case.second().unreachable = Some([uid(3), uid(2), uid(77)].into());
+    case.said.get_mut("node-1").unwrap().unreachable = Some([uid(3)].into());
+    let facts = case.observe();
+    assert_eq!(pending(&facts), [uid(3)]);
+    assert_eq!(facts.obstacle.unwrap(), "ESP does not pass between node-1 and node-3");
+    assert_eq!(awaits(&facts.may_insist), ["node-3"]);
+    case.ring.enforcement = Enforcement::Enforcing;
+    assert_eq!(pending(&case.observe()), [], "nothing is lowered by itself");
+}
+
+#[test]
+fn insisting_takes_everybody_and_nothing_against_it() {
+    let mut case = Case::new(&ACTIVE);
+    assert_eq!(case.observe().may_insist, Answer::Yes);
+    let changes: [fn(&mut Acknowledgement); 4] = [
+        |said| said.receives.clear(),
+        |said| said.receives.values_mut().next().unwrap().extend([(uid(1), 1)]),
+        |said| said.sends = None,
+        |said| said.obstacles.extend(["a policy of somebody else comes first".to_owned()]),
+    ];
+    for change in changes {
+        let mut case = Case::new(&ACTIVE);
+        change(case.second());
+        assert_eq!(awaits(&case.observe().may_insist), ["node-2"]);
+    }
+    let mut case = Case::new(&ACTIVE);
+    case.second().obstacles.extend(["a policy of somebody else comes first".to_owned()]);
+    assert_eq!(case.observe().obstacle.unwrap(), "node-2: a policy of somebody else comes first");
+    case.nodes[1].ready = false;
+    case.now += LIMIT;
+    assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "that does not go away by waiting");
+    case.ring.pending = [uid(3)].into();
+    assert_eq!(awaits(&case.observe().may_insist), ["node-2", "node-3"]);
+    case.nodes.clear();
+    assert_eq!(case.observe().may_insist, Answer::In(LOOK_AGAIN));
+}
+
+#[test]
+fn insisting_leaves_behind_who_is_not_ready_but_not_because_somebody_presses_on() {
+    let mut case = Case::new(&ACTIVE);
+    case.said.remove("node-2");
+    case.pressed = true;
+    case.observe();
+    case.now += 2 * PRESSED;
+    assert_eq!(awaits(&case.observe().may_insist), ["node-2"]);
+    case.nodes[1].ready = false;
+    case.now += LIMIT;
+    let facts = case.observe();
+    assert_eq!((pending(&facts), facts.may_insist), (vec![uid(2)], Answer::Yes));
+}
+
+#[test]
+fn pending_nodes_hold_up_a_rotation_only_while_they_may_send() {
+    let mut case = Case::new(&RETIRING);
+    case.ring.pending = [uid(2)].into();
+    let nobody_sends = |case: &mut Case| awaits(&case.observe().nobody_sends).len();
+    case.second().sends = Some(gen_uid(1));
+    assert_eq!(nobody_sends(&mut case), 1);
+    case.second().sends = None;
+    assert_eq!(nobody_sends(&mut case), 1, "unknown is not silent");
+    case.second().silent = true;
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
+    case.said.remove("node-2");
+    assert_eq!(nobody_sends(&mut case), 1, "it may be sending");
+    case.now += LIMIT;
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "but not for ever");
+    case.ring.pending.clear();
+    assert_eq!(nobody_sends(&mut case), 1, "peers send to it by this ring");
+}
+
+#[test]
+fn a_silenced_ring_waits_until_everybody_says_so() {
+    let mut case = Case::new(&SILENCED);
+    assert_eq!(awaits(&case.observe().nobody_sends).len(), 3, "having nothing to say is not being silent");
+    for said in case.said.values_mut() {
+        said.silent = true;
+    }
+    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
+    case.second().sends = Some(gen_uid(1));
+    case.second().silent = false;
+    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
+    case.second().silent = true;
+    case.observe();
+    case.now += DRAIN;
+    assert_eq!(case.observe().nobody_sends, Answer::Yes);
+    assert_eq!(pending(&case.observe()), []);
+}
+
+#[test]
+fn everybody_has_to_accept_plaintext_before_anybody_sends_it() {
+    let mut case = Case::new(&ACTIVE);
+    assert_eq!(case.observe().nobody_insists, Answer::Yes);
+    case.now += 2 * LIMIT;
+    case.second().enforcement = Enforcement::Enforcing;
+    case.nodes[1].ready = false;
+    assert_eq!(
+        awaits(&case.observe().nobody_insists),
+        ["node-2"],
+        "the time is that since the ring relented"
+    );
+    case.now += LIMIT;
+    assert_eq!(case.observe().nobody_insists, Answer::Yes, "left behind");
+    case.ring.enforcement = Enforcement::Enforcing;
+    case.observe();
+    case.ring.enforcement = Enforcement::Permissive;
+    assert_eq!(awaits(&case.observe().nobody_insists), ["node-2"], "from the start");
+    case.said.remove("node-2");
+    assert_eq!(awaits(&case.observe().nobody_insists), ["node-2"], "nobody knows what it does");
+    case.ring.pending = [uid(2)].into();
+    assert_eq!(case.observe().nobody_insists, Answer::Yes, "nor does it matter: peers speak plainly to it");
+}

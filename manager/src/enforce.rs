@@ -1,0 +1,241 @@
+//! `ucp-secureoverlay-mgr enforce`: tells the manager how far to insist on encryption, and follows it there.
+//!
+//! As `rotate`, it only writes an annotation, with the rights that the manager has.
+
+use std::{fmt, time::Instant};
+
+use anyhow::bail;
+use clap::ValueEnum;
+use kube::Client;
+use secureoverlay_common::{
+    ring::{Enforcement, Ring, Role},
+    rotation::Goal,
+};
+use secureoverlay_daemon::client;
+use tokio::time::sleep;
+
+use crate::{
+    USER_AGENT,
+    asking::{self, Awaited, LOOK, NOT_TAKEN_UP, TAKEN_UP, readable},
+    store::Store,
+};
+
+/// What `--enforcement` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Enforce {
+    /// Up to enforcing, once nothing speaks against it
+    Auto,
+    /// Plaintext is accepted
+    Permissive,
+    /// Nothing is encrypted
+    Off,
+}
+
+impl From<Enforce> for Goal {
+    fn from(enforce: Enforce) -> Self {
+        match enforce {
+            Enforce::Auto => Self::Auto,
+            Enforce::Permissive => Self::Permissive,
+            Enforce::Off => Self::Off,
+        }
+    }
+}
+
+impl fmt::Display for Enforce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Permissive => "permissive",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// Flags of the command.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// How far: what is asked for counts until something else is, whatever the manager is started with
+    #[arg(value_enum, value_name = "GOAL")]
+    pub goal: Asked,
+    /// Stay until it is so, and tell how it goes
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Asked {
+    /// What the manager was started with
+    Auto,
+    /// Encrypted where both ends are ready, plaintext accepted
+    Permissive,
+    /// Plaintext turned away, as soon as nothing speaks against it
+    Enforcing,
+    /// Nothing encrypted
+    Off,
+}
+
+impl Asked {
+    /// What the annotation says; `None` where there is to be none.
+    #[must_use]
+    pub const fn enforcement(self) -> Option<Enforcement> {
+        match self {
+            Self::Auto => None,
+            Self::Permissive => Some(Enforcement::Permissive),
+            Self::Enforcing => Some(Enforcement::Enforcing),
+            Self::Off => Some(Enforcement::Off),
+        }
+    }
+}
+
+/// Asks, and waits where that is wanted.
+///
+/// # Errors
+/// Where the request can't be made, or what became of it can't be seen.
+pub async fn enforce(args: &Args) -> anyhow::Result<()> {
+    let asked = args.goal.enforcement();
+    if asked.is_none() && args.wait {
+        bail!(
+            "`auto` leaves it to the manager, whose setting is not seen from here: there is nothing to wait for"
+        );
+    }
+    let client = client::connect(USER_AGENT).await?;
+    ask(&Store::new(client.clone()), asked).await?;
+    match asked {
+        None => println!("what the manager was started with counts again"),
+        Some(enforcement) => println!("asked for {}", enforcement.name()),
+    }
+    match asked.filter(|_| args.wait) {
+        Some(enforcement) => follow(&client, enforcement).await,
+        None => Ok(()),
+    }
+}
+
+/// Writes the request beside the ring, or takes it off.
+///
+/// # Errors
+/// Where the Secret can't be read or written, or holds no ring.
+pub async fn ask(store: &Store, enforcement: Option<Enforcement>) -> anyhow::Result<()> {
+    asking::ask(store, async |_, held| Ok((store.enforce(held, enforcement).await?, ()))).await
+}
+
+async fn follow(client: &Client, asked: Enforcement) -> anyhow::Result<()> {
+    let (store, start) = (Store::new(client.clone()), Instant::now());
+    let (mut first, mut said, mut awaited, mut hinted) = (None, String::new(), Awaited::default(), false);
+    loop {
+        let ring = readable(store.read().await?.0)?;
+        let ring = ring.as_ref();
+        let state = describe(ring);
+        if state != said {
+            println!("{state}");
+        }
+        if reached(ring, asked) {
+            return Ok(());
+        }
+        let before = *first.get_or_insert_with(|| ring.map(|ring| ring.revision));
+        if !hinted && before == ring.map(|ring| ring.revision) && start.elapsed() > TAKEN_UP {
+            // Where nodes are awaited, it has.
+            if asked != Enforcement::Enforcing {
+                eprintln!("{NOT_TAKEN_UP}");
+            }
+            hinted = true;
+        }
+        said = state;
+        awaited.tell(client).await;
+        sleep(LOOK).await;
+    }
+}
+
+/// How far the ring is, for people.
+fn describe(ring: Option<&Ring>) -> String {
+    let Some(ring) = ring else { return "there is no key yet".to_owned() };
+    let has = |role| ring.with_role(role).is_some();
+    let pending = match ring.pending.len() {
+        0 => String::new(),
+        count => format!(", {count} nodes pending"),
+    };
+    match ring.enforcement {
+        Enforcement::Off => "off: nothing is encrypted".to_owned(),
+        Enforcement::Enforcing => "enforcing: plaintext is turned away".to_owned(),
+        Enforcement::Permissive if has(Role::Active) => {
+            format!("permissive: encrypted, plaintext is accepted{pending}")
+        }
+        Enforcement::Permissive if has(Role::Staged) => {
+            format!("permissive: the first generation is on its way to every node{pending}")
+        }
+        Enforcement::Permissive => "permissive: nodes stop to encrypt".to_owned(),
+    }
+}
+
+/// Whether the ring is where it was asked to be.
+fn reached(ring: Option<&Ring>, asked: Enforcement) -> bool {
+    ring.is_some_and(|ring| {
+        ring.enforcement == asked && (asked == Enforcement::Off || ring.active().is_some())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ring(enforcement: Enforcement, roles: &[&str]) -> Ring {
+        let mut ring = Ring { enforcement, ..Ring::off(1, None) };
+        for (id, role) in (1..).zip(roles) {
+            let generation = json!({
+                "id": id, "uid": format!("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b{id:03}"), "role": role,
+                "suite": "aes128gcm8", "key": "AAECAwQFBgcICQoLDA0ODw==", "spiSeed": "AAECAwQFBgcICQoLDA0ODw==",
+                "createdAt": "2026-11-20T03:00:00Z", "roleSince": "2026-11-20T03:00:00Z",
+            });
+            ring.generations.push(serde_json::from_value(generation).unwrap());
+        }
+        ring
+    }
+
+    #[test]
+    fn a_way_is_followed_to_its_end() {
+        use Enforcement::{Enforcing, Off, Permissive};
+        let rings = [
+            (None, None, "there is no key yet"),
+            (Some(ring(Off, &[])), Some(Off), "off: nothing is encrypted"),
+            (
+                Some(ring(Permissive, &["staged"])),
+                None,
+                "permissive: the first generation is on its way to every node",
+            ),
+            (
+                Some(ring(Permissive, &["active"])),
+                Some(Permissive),
+                "permissive: encrypted, plaintext is accepted",
+            ),
+            (
+                Some(ring(Enforcing, &["retiring", "active"])),
+                Some(Enforcing),
+                "enforcing: plaintext is turned away",
+            ),
+            (Some(ring(Permissive, &["retiring"])), None, "permissive: nodes stop to encrypt"),
+        ];
+        for (ring, there, text) in rings {
+            assert_eq!(describe(ring.as_ref()), text);
+            for asked in Enforcement::ALL {
+                assert_eq!(reached(ring.as_ref(), asked), there == Some(asked), "{text}, {asked:?}");
+            }
+        }
+        let mut pending = ring(Permissive, &["active"]);
+        pending.pending.insert("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b001".parse().unwrap());
+        assert!(describe(Some(&pending)).ends_with("accepted, 1 nodes pending"));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_the_annotation_says() {
+        for asked in Asked::value_variants() {
+            let name = asked.to_possible_value().unwrap();
+            let expected = asked.enforcement().map_or("auto", Enforcement::name);
+            assert_eq!(name.get_name(), expected);
+        }
+        for enforce in Enforce::value_variants() {
+            assert_eq!(enforce.to_possible_value().unwrap().get_name(), enforce.to_string());
+        }
+    }
+}

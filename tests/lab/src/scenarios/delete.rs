@@ -1,0 +1,102 @@
+//! `kubectl delete` in every way that somebody may do it, from enforcing and under traffic.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::cluster::until;
+use super::enforcing::{self, Totals};
+use super::overlay::{AGENTS, DEPLOYMENT, Manifest, NAMESPACE, Overlay, PATIENCE};
+use super::partition::{cut_off, join_again};
+use super::probe::Probe;
+use super::xfrm;
+use crate::lab::Lab;
+use crate::product;
+use crate::progress::note;
+use crate::scenario::{Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "delete",
+    about: "kubectl delete from enforcing: all of it, the DaemonSet alone, the Deployment first, orphaned, one node cut off",
+    estimate: "3 min",
+    run: Run::Cluster(run),
+};
+
+fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
+    let overlay = Overlay::new(lab, Manifest::Ours);
+    let probe = Probe::deploy(lab)?;
+    let mut totals = Totals::default();
+    let mut left = 0;
+    enforcing::enable(&overlay)?;
+
+    let before = xfrm::dump(lab)?;
+    totals.event(report, &probe, "delete daemonset --cascade=orphan is no removal", true, || {
+        lab.kubectl(&["-n", NAMESPACE, "delete", AGENTS, "--cascade=orphan"])?;
+        std::thread::sleep(Duration::from_secs(8));
+        Ok(())
+    })?;
+    enforcing::check_unchanged(lab, report, "orphaned", &before)?;
+    totals.event(report, &probe, "applied again, the DaemonSet adopts the agents", false, || {
+        overlay.apply()?;
+        overlay.wait_rolled_out()?;
+        enforcing::wait(lab)
+    })?;
+
+    totals.event(report, &probe, "the DaemonSet alone is deleted", false, || {
+        lab.kubectl(&["-n", NAMESPACE, "delete", AGENTS])?;
+        enforcing::wait_gone(lab)
+    })?;
+    enforcing::check_off(report, &probe)?;
+    totals.event(report, &probe, "and applied again", false, || enforcing::enable(&overlay))?;
+
+    totals.event(report, &probe, "the Deployment is deleted first, then all of it", false, || {
+        lab.kubectl(&["-n", NAMESPACE, "delete", DEPLOYMENT])?;
+        std::thread::sleep(Duration::from_secs(2));
+        let (states, policies) = overlay.disable()?;
+        left += states + policies;
+        Ok(())
+    })?;
+    enforcing::check_off(report, &probe)?;
+
+    enforcing::enable(&overlay)?;
+    left += cut_off_meanwhile(&overlay, report, &probe, &mut totals)?;
+    enforcing::check_off(report, &probe)?;
+    totals.tell(report);
+    report.expect("left", (left) as u64, 0);
+    Ok(())
+}
+
+/// A node that can't reach the API server while all of it is deleted can't tell this from an outage, and goes on; it needs
+/// `cleanup` when it is back.
+fn cut_off_meanwhile(
+    overlay: &Overlay<'_>,
+    report: &mut Report,
+    probe: &Probe,
+    totals: &mut Totals,
+) -> Result<usize> {
+    let lab = overlay.lab;
+    let (cut, others) = enforcing::one_and_others(lab)?;
+    let bystanders = probe.without(&cut.name)?;
+    cut_off(lab, &cut.ip.to_string())?;
+    let gone = totals.event(report, &bystanders, "deleted while a node is cut off", false, || {
+        overlay.delete()?;
+        until("the others' kernels to hold nothing of ours", PATIENCE, || {
+            let kernels = xfrm::dump(lab)?;
+            let left = |name: &String| kernels.get(name).map_or(0, |it| it.our_states() + it.our_policies());
+            Ok(others.iter().all(|node| left(&node.name) == 0))
+        })
+    });
+    let held = xfrm::dump(lab)?.get(&cut.name).map_or(0, xfrm::Kernel::our_policies);
+    join_again(lab)?;
+    gone?;
+    report.check(held > 0, "the node that was cut off went on");
+    note("it is back, and its agent is ended");
+    until("all pods of SecureOverlay to be gone", PATIENCE, || {
+        Ok(overlay.agents()?.is_empty() && overlay.managers()?.is_empty())
+    })?;
+    let agent = lab.share(&product::programs()?.join("ucp-secureoverlay-agent"))?;
+    let said = lab.exec_ok(&cut.name, &[&agent, "cleanup"])?;
+    note(format!("{}: {}", cut.name, said.trim()));
+    let (states, policies) = xfrm::ours_in(&xfrm::dump(lab)?);
+    Ok(states + policies)
+}

@@ -1,0 +1,127 @@
+//! How far encryption is insisted on, as an operator sees it and as the kernels do.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::cluster::until;
+use super::overlay::{Overlay, PATIENCE};
+use super::probe::Probe;
+use super::ring::Ring;
+use super::wire::{self, Watched};
+use super::{manager, rotate_timed, xfrm};
+use crate::lab::Lab;
+use crate::scenario::Report;
+use crate::state::Node;
+
+/// `ucp-secureoverlay-mgr enforce …` until the ring says so, from a workstation.
+pub fn request(lab: &Lab, rung: &str) -> Result<()> {
+    manager::enforce(lab, &[rung, "--wait"]).map(drop)
+}
+
+/// Takes back what was requested: what the manager was started with counts again.
+pub fn request_nothing(lab: &Lab) -> Result<()> {
+    manager::enforce(lab, &["auto"]).map(drop)
+}
+
+/// Waits until ring, kernels and `kubectl get nodeencryptions` say that nothing leaves or enters in the clear.
+pub fn wait(lab: &Lab) -> Result<()> {
+    until("every node to insist", PATIENCE, || insists(lab, lab.nodes()))
+}
+
+/// Whether the ring and these nodes insist.
+pub fn insists(lab: &Lab, nodes: &[Node]) -> Result<bool> {
+    if Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "enforcing") {
+        return Ok(false);
+    }
+    let kernels = xfrm::dump(lab)?;
+    for node in nodes {
+        // Out and in.
+        let blocks = kernels.get(&node.name).map_or(0, xfrm::Kernel::blocks);
+        let says = manager::status(lab, &node.name, "enforcement")?;
+        if blocks < 2 || says.is_none_or(|says| says != "enforcing") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Applies, and waits until everything is up and insists.
+pub fn enable(overlay: &Overlay<'_>) -> Result<()> {
+    overlay.enable()?;
+    rotate_timed::wait_steady(overlay.lab)?;
+    wait(overlay.lab)
+}
+
+/// Waits until no kernel holds anything of ours.
+pub fn wait_gone(lab: &Lab) -> Result<()> {
+    until("the kernels to hold nothing of ours", PATIENCE, || Ok(xfrm::ours_in(&xfrm::dump(lab)?) == (0, 0)))
+}
+
+/// What a scenario adds up over its events.
+#[derive(Debug, Default)]
+pub struct Totals {
+    sent: u64,
+    lost: u64,
+    plaintext: u64,
+}
+
+impl Totals {
+    /// Does something under traffic that must lose nothing. With `insists` nothing may be seen in the clear either.
+    pub fn event(
+        &mut self,
+        report: &mut Report,
+        probe: &Probe,
+        what: &str,
+        insists: bool,
+        event: impl FnOnce() -> Result<()>,
+    ) -> Result<Watched> {
+        crate::progress::note(what);
+        let watched = wire::watch(probe, what, event)?;
+        watched.check_delivered(report);
+        if insists {
+            watched.check_encrypted(report);
+            self.plaintext += watched.wire.ipip;
+        }
+        self.sent += watched.probes.sent;
+        self.lost += watched.probes.lost;
+        Ok(watched)
+    }
+
+    /// The figures.
+    pub fn tell(&self, report: &mut Report) {
+        report.figure("sent", self.sent);
+        report.expect("lost", self.lost, 0);
+        report.expect("plaintext_packets", self.plaintext, 0);
+    }
+}
+
+/// Checks that nothing was made anew: every SA and policy is the one that was there before.
+pub fn check_unchanged(
+    lab: &Lab,
+    report: &mut Report,
+    what: &str,
+    before: &BTreeMap<String, xfrm::Kernel>,
+) -> Result<()> {
+    let changes = xfrm::changes(before, &xfrm::dump(lab)?);
+    report.check(changes.is_empty(), format!("{what}: no kernel changed {changes:?}"));
+    Ok(())
+}
+
+/// Two seconds of traffic when all is over: in the clear, and all of it there.
+pub fn check_off(report: &mut Report, probe: &Probe) -> Result<()> {
+    let after = wire::watch_for(probe, "when off", Duration::from_secs(2))?;
+    after.check_delivered(report);
+    let (clear, esp) = (after.wire.ipip, after.wire.esp);
+    report.check(
+        clear >= after.probes.sent && esp == 0,
+        format!("when off: {clear} packets in the clear, {esp} ESP"),
+    );
+    Ok(())
+}
+
+/// The node that scenarios take away, and the others.
+pub fn one_and_others(lab: &Lab) -> Result<(&Node, &[Node])> {
+    lab.nodes().split_last().context("a lab without nodes")
+}

@@ -1,0 +1,76 @@
+//! A node goes and one comes under its name and address, and one is excluded for a while: nobody else notices.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::cluster::until;
+use super::enforcing::{self, Totals};
+use super::overlay::PATIENCE;
+use super::probe::Probe;
+use super::{reachable, wire};
+use crate::progress::note;
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "join-leave",
+    about: "a node leaves, another joins with its name and address, one is excluded: nobody else loses a packet",
+    estimate: "2 min",
+    run: Run::Installed(run),
+};
+
+const EXCLUDE: &str = "node-restriction.kubernetes.io/secureoverlay-exclude";
+
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
+    let lab = overlay.lab;
+    enforcing::wait(lab)?;
+    let (moving, others) = enforcing::one_and_others(lab)?;
+    let bystanders = probe.without(&moving.name)?;
+    let mut totals = Totals::default();
+
+    totals.event(report, &bystanders, "a node is gone, and its Node deleted", true, || {
+        lab.power_off(&moving.name)?;
+        lab.kubectl(&["delete", "node", &moving.name])?;
+        std::thread::sleep(Duration::from_secs(3));
+        Ok(())
+    })?;
+    totals.event(report, &bystanders, "another joins with its name and address", true, || {
+        lab.power_on(&moving.name)?;
+        lab.introduce(moving)?;
+        until("the new node to insist", PATIENCE, || enforcing::insists(lab, lab.nodes()))?;
+        overlay.wait_encrypting()?;
+        reachable::wait(lab, moving, others).map(drop)
+    })?;
+    overlay.wait_rolled_out()?;
+    let all = Probe::deploy(lab)?;
+    let bystanders = all.without(&moving.name)?;
+    totals.event(report, &all, "all directions, with the new node", true, || {
+        std::thread::sleep(Duration::from_secs(5));
+        Ok(())
+    })?;
+
+    let watched = wire::watch(&bystanders, "a node is excluded", || {
+        lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE}=true")])?;
+        reachable::wait(lab, moving, others).map(drop)
+    })?;
+    watched.check_delivered(report);
+    let plain = wire::watch_for(&all, "while it is excluded", Duration::from_secs(3))?;
+    plain.check_delivered(report);
+    // To and from the excluded node: as many directions as the others have with it.
+    let clear = 2 * others.len() as u64 * plain.probes.sent / all.pairs() as u64;
+    report.check(
+        plain.wire.ipip >= clear && plain.wire.esp >= plain.probes.sent - clear,
+        format!("{} in the clear, {} ESP, of {} sent", plain.wire.ipip, plain.wire.esp, plain.probes.sent),
+    );
+    note("it is included again");
+    lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE}-")])?;
+    until("it to insist again", PATIENCE, || enforcing::insists(lab, lab.nodes()))?;
+    overlay.wait_encrypting()?;
+    reachable::wait(lab, moving, others)?;
+    totals.event(report, &all, "all directions, when it is included again", true, || {
+        std::thread::sleep(Duration::from_secs(3));
+        Ok(())
+    })?;
+    totals.tell(report);
+    Ok(())
+}
