@@ -193,12 +193,14 @@ fn other_peoples_policies_are_foreign() {
     }
     let probe = PolicyId::probe(Direction::Out, A, B, 9468);
     let probe = payload(Op::AddPolicy(Policy { id: probe, action: Action::Esp(Some(77)) }));
+    assert!(!parsed_policy(&probe).conditional);
     // Another port on one side, only a part of the ports, another protocol.
     for (at, what) in [(32, "port"), (34, "mask"), (36, "port"), (38, "mask"), (44, "protocol")] {
         let mut payload = probe.clone();
         payload[at] ^= 1;
         let found = parsed_policy(&payload);
         assert_eq!((found.owner, found.id.is_probe()), (Owner::Foreign, false), "probe's {what} at {at}");
+        assert!(found.conditional, "probe's {what} at {at}");
     }
     let template = value_of(&add_policy(), XFRM_USER_POLICY_INFO_LEN, XFRMA_TMPL);
     // Offsets in struct xfrm_user_tmpl.

@@ -65,8 +65,8 @@ impl<'c> Guest<'c> {
             spent: Default::default(),
             newest: ring.newest(),
             enforcement: ring.enforcement,
-            obstacles: BTreeSet::new(),
-            unreachable: Some(BTreeSet::new()),
+            obstacles: Default::default(),
+            unreachable: Some(Default::default()),
         };
         let agent = Api::<NodeEncryption>::all(self.cluster.as_account(AGENT));
         let patch = Patch::Merge(json!({"status": {"acknowledgement": word}}));

@@ -29,6 +29,8 @@ fn probes_follow_the_generations_and_are_neither_sending_nor_insisting() {
     let mut step = |generations: &[(u8, Role)]| {
         let outcome = reconciler.run(&permissive(generations), now).unwrap();
         assert!(outcome.is_complete() && !outcome.insists);
+        assert_eq!(outcome.silent, outcome.sends.is_none());
+        assert_eq!(outcome.overruled, [].into());
         assert_eq!(outcome.probes, [(addr(2), true), (addr(3), true)].into());
         assert_eq!(reconciler.run(&permissive(generations), now).unwrap().changed, 0);
         (sends_with(reconciler.kernel, 2), probes_with(reconciler.kernel), outcome.sends)
