@@ -167,6 +167,20 @@ impl Case {
 }
 
 #[tokio::test]
+async fn a_first_generation_waits_until_every_node_knows_whom_esp_reaches() {
+    let mut case = Case::new(3);
+    assert_eq!(case.settle().await, [(1, Staged)]);
+    case.speak_of([1, 3]);
+    let trying = Acknowledgement { unreachable: None, ..word(2, &case.fake().ring()) };
+    say(case.fake(), 2, &serde_json::to_value(trying).unwrap());
+    case.bench.watch();
+    case.bench.advance(2 * PENDING_AFTER);
+    assert!(case.waits().await.ends_with("waiting for node-2"));
+    case.speak();
+    assert_eq!(case.settle().await, [(1, Active)]);
+}
+
+#[tokio::test]
 async fn a_rotation_goes_on_when_every_node_has_spoken() {
     let mut case = Case::staged(3).await;
     case.speak_of([1, 3]);
