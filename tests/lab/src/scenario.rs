@@ -11,7 +11,7 @@ use crate::lab::Lab;
 use crate::progress::{note, stage};
 use crate::scenarios::overlay::{Manifest, Overlay};
 use crate::scenarios::probe::Probe;
-use crate::scenarios::{self, rotate_timed};
+use crate::scenarios::{self, enforcing};
 
 /// How long a scenario may take for its figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Scenario {
     }
 }
 
-/// SecureOverlay at work, between two rotations, and a prober on each node.
+/// SecureOverlay at work, insisting, between two rotations, and a prober on each node.
 #[derive(Debug)]
 pub struct Installed<'l> {
     /// SecureOverlay, from our manifest.
@@ -70,8 +70,7 @@ impl<'l> Installed<'l> {
     fn new(lab: &'l Lab) -> Result<Self> {
         let overlay = Overlay::new(lab, Manifest::Ours);
         let probe = Probe::deploy(lab)?;
-        overlay.enable()?;
-        rotate_timed::wait_steady(lab)?;
+        enforcing::enable(&overlay)?;
         Ok(Self { overlay, probe })
     }
 }
