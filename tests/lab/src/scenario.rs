@@ -80,6 +80,7 @@ impl<'l> Installed<'l> {
 pub struct Report {
     figures: Map<String, Value>,
     failed: Vec<String>,
+    unproven: bool,
 }
 
 impl Report {
@@ -98,6 +99,12 @@ impl Report {
             self.failed.push(what);
         }
         holds
+    }
+
+    /// The measurement itself went wrong, so that it shows nothing, good or bad: the machine was too busy.
+    pub fn proves_nothing(&mut self, why: impl Into<String>) {
+        self.unproven = true;
+        self.check(false, why);
     }
 
     /// A figure that must have one value.
@@ -145,7 +152,11 @@ pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> boo
     let mut at_work = false;
     for (at, scenario) in chosen.iter().enumerate() {
         let next_shares = chosen.get(at + 1).is_some_and(|next| next.shares());
-        let report = run(lab, scenario, profile, at_work && scenario.shares(), next_shares);
+        let mut report = run(lab, scenario, profile, at_work && scenario.shares(), next_shares);
+        if report.unproven {
+            note(format!("NOTE: the measurement of {} proves nothing; once more", scenario.name));
+            report = run(lab, scenario, profile, false, next_shares);
+        }
         // What a failed one has left is not built upon.
         at_work = report.ok() && scenario.shares() && next_shares;
         if !report.ok() {
