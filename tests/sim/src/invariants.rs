@@ -72,9 +72,10 @@ impl World {
         if !machine.live || !machine.insists || machine.flushed {
             return;
         }
-        let program = machine.attempted.as_ref().and_then(|known| known.program.as_ref());
+        // Whom it was last to take in may still be let through.
+        let programs = || both(machine).into_iter().flatten().filter_map(|known| known.program.as_ref());
         let excluded =
-            |addr| program.and_then(|program| program.peers.get(&addr)).is_some_and(|peer| peer.excluded);
+            |addr| programs().any(|program| program.peers.get(&addr).is_some_and(|peer| peer.excluded));
         let peers = self.machines.iter().filter(|peer| peer.addr != machine.addr && !excluded(peer.addr));
         let tables = machine.tables.borrow();
         let mut wrong = None;
@@ -235,6 +236,26 @@ impl World {
                 Break::Reset => behind || ahead,
             }
         })
+    }
+
+    /// Invariant 1 for plaintext: when a manager insists, everybody encrypts to everybody, those aside that may be left
+    /// behind. Who sends in the clear would be turned away.
+    pub fn check_insist(&mut self, nodes: &[NodeFacts]) {
+        let counts = |machine: &&Machine| {
+            let node = nodes.iter().find(|node| node.uid.is_some() && node.uid == machine.uid);
+            machine.live && !machine.flushed && node.is_some_and(|node| node.ready && !node.excluded)
+        };
+        let machines: Vec<&Machine> = self.machines.iter().filter(counts).collect();
+        let mut wrong = None;
+        for (from, to) in machines.iter().flat_map(|from| machines.iter().map(move |to| (from, to))) {
+            let met = from.addr != to.addr && (from.attempted.is_none() || knows(from, to));
+            if met && from.tables.borrow().clear(Direction::Out, to.addr) {
+                wrong = Some(format!("plaintext is turned away while {} sends it to {}", from.name, to.name));
+            }
+        }
+        if let Some(text) = wrong {
+            self.violate(1, text);
+        }
     }
 
     /// Invariant 2: nobody sends with a generation that this write of a manager takes out of the ring, those aside that

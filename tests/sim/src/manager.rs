@@ -263,6 +263,9 @@ impl World {
         if action != Action::Reset {
             self.check_drop(next, nodes);
         }
+        if action == Action::Insist {
+            self.check_insist(nodes);
+        }
         let behind = self.left_behind(held.ring.as_ref(), action, nodes);
         let before = self.history.last().cloned();
         let version = self.write_secret(Some(Secret { uid, document: Some(document) }));
