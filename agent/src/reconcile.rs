@@ -63,6 +63,8 @@ pub struct Outcome {
     pub sends: Option<Uid>,
     /// No policy of ours in the kernel sends with any generation.
     pub silent: bool,
+    /// It sends ESP to every peer of the plan.
+    pub encrypts: bool,
     /// Something of ours in the kernel turns plaintext away.
     pub insists: bool,
     /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
@@ -183,6 +185,8 @@ impl<K: Kernel> Reconciler<K> {
         let mut planned = planned_pins(plan);
         planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
         outcome.sends = plan.active.filter(|_| pins.by_policy == planned);
+        let sent_to: BTreeSet<IpAddr> = pins.by_policy.keys().map(|id| id.dst.addr).collect();
+        outcome.encrypts = outcome.sends.is_some() && peers.is_subset(&sent_to);
         outcome.silent = pins.by_policy.is_empty();
         outcome.insists = !pins.insisting.is_empty();
         outcome.burnt = self.burnt(plan);

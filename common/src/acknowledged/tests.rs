@@ -70,6 +70,8 @@ impl Case {
             receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
             sends: ring.active().map(|active| active.uid),
             silent: false,
+            revision: ring.revision,
+            encrypts: ring.active().is_some(),
             burnt: BTreeMap::new(),
             spent: BTreeSet::new(),
             newest: ring.newest(),
@@ -341,7 +343,9 @@ fn where_esp_does_not_pass_nobody_encrypts() {
 fn insisting_takes_everybody_and_nothing_against_it() {
     let mut case = Case::new(&ACTIVE);
     assert_eq!(case.observe().may_insist, Answer::Yes);
-    let changes: [fn(&mut Acknowledgement); 4] = [
+    let changes: [fn(&mut Acknowledgement); 6] = [
+        |said| said.revision -= 1,
+        |said| said.encrypts = false,
         |said| said.receives.clear(),
         |said| said.receives.values_mut().next().unwrap().extend([(uid(1), 1)]),
         |said| said.sends = None,
@@ -409,6 +413,9 @@ fn a_silenced_ring_waits_until_everybody_says_so() {
     case.second().silent = false;
     assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
     case.second().silent = true;
+    case.second().revision -= 1;
+    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"], "that was before");
+    case.second().revision += 1;
     case.observe();
     case.now += DRAIN;
     assert_eq!(case.observe().nobody_sends, Answer::Yes);
