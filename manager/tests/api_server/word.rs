@@ -67,7 +67,7 @@ impl<'c> Guest<'c> {
             spent: Default::default(),
             newest: ring.newest(),
             enforcement: ring.enforcement,
-            obstacles: BTreeSet::new(),
+            obstacles: Default::default(),
             unreachable: None,
         };
         let agent = Api::<NodeEncryption>::all(self.cluster.as_account(AGENT));
