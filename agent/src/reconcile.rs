@@ -63,6 +63,8 @@ pub struct Outcome {
     pub sends: Option<Uid>,
     /// No policy of ours in the kernel sends with any generation.
     pub silent: bool,
+    /// It sends ESP to every peer of the plan.
+    pub encrypts: bool,
     /// Something of ours in the kernel turns plaintext away.
     pub insists: bool,
     /// Generations of which SAs were lost that can't be had again, and this node's incarnation then.
@@ -186,7 +188,9 @@ impl<K: Kernel> Reconciler<K> {
         planned.retain(|id, _| !outcome.findings.contains(&Finding::ForeignPolicy(*id)));
         outcome.sends = plan.active.filter(|_| sending(&pins.by_policy).eq(sending(&planned)));
         outcome.probes = probes(plan, &pins, &outcome.findings);
-        outcome.silent = sending(&pins.by_policy).next().is_none();
+        let sent_to: BTreeSet<IpAddr> = sending(&pins.by_policy).map(|(id, _)| id.dst.addr).collect();
+        outcome.encrypts = outcome.sends.is_some() && peers.is_subset(&sent_to);
+        outcome.silent = sent_to.is_empty();
         outcome.insists = !pins.insisting.is_empty();
         outcome.burnt = self.burnt(plan);
         outcome.spent = self.spent(plan, &actual);

@@ -224,6 +224,8 @@ mod tests {
             receives: [uid(42), uid(43)].map(|uid| (uid, [].into())).into(),
             sends: Some(uid(42)),
             silent: false,
+            revision: 1,
+            encrypts: false,
             burnt: [].into(),
             spent: [].into(),
             newest: 43,

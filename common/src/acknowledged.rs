@@ -53,6 +53,13 @@ pub struct Acknowledgement {
     /// It sends with no generation at all; absent where it sends with one, or nobody knows.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub silent: bool,
+    /// Revision of the ring that it has applied.
+    #[serde(default)]
+    pub revision: u64,
+    /// It encrypts to every peer that it knows and that takes part; absent where it does not, to pending or new ones for
+    /// instance, or nobody knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypts: bool,
     /// Its own incarnations, by generation, under which it lost SAs and that it can't go on with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub burnt: Incarnations,
@@ -157,8 +164,9 @@ impl Acknowledged {
             _ => Answer::Yes,
         };
         let pending = self.pending(&expected, ring, now);
-        let may_insist = active
-            .map_or(Answer::In(LOOK_AGAIN), |active| self.may_insist(&expected, active, &pending.nodes, now));
+        let may_insist = active.map_or(Answer::In(LOOK_AGAIN), |active| {
+            self.may_insist(&expected, sight, active, &pending.nodes, now)
+        });
         let spent = active.and_then(|active| {
             expected.iter().find(|expected| expected.says(|said| said.spent.contains(&active.uid)))
         });
@@ -220,9 +228,13 @@ impl Acknowledged {
     ) -> Answer {
         let waited = self.since.waited(old, now);
         // What it said may have been lost while it goes on sending: so it is not left out at once.
+        let revision = sight.ring.map_or(0, |ring| ring.revision);
         let left_behind = |node: &Expected<'_>| node.is_mute() && waited >= self.limit;
         let switched = self.all(expected, sight.pressed, waited, |node| {
-            let quiet = |said: &Acknowledgement| said.silent && (active.is_none() || node.pending);
+            // Silence names no generation: said under another ring, it says nothing of this one.
+            let quiet = |said: &Acknowledgement| {
+                said.silent && said.revision == revision && (active.is_none() || node.pending)
+            };
             let follows =
                 |said: &Acknowledgement| active.is_some_and(|active| said.sends == Some(active.uid));
             left_behind(node) || node.says(|said| quiet(said) || follows(said))
@@ -233,15 +245,21 @@ impl Acknowledged {
     fn may_insist(
         &self,
         expected: &[Expected<'_>],
+        sight: Sight<'_>,
         active: &Generation,
         pending: &BTreeSet<Uid>,
         now: Instant,
     ) -> Answer {
+        // Under an older ring it may send in the clear to nodes that were pending then.
+        let revision = sight.ring.map_or(0, |ring| ring.revision);
         let is_pending =
             |node: &Expected<'_>| node.pending || node.node.uid.is_some_and(|uid| pending.contains(&uid));
         let answer = self.all(expected, false, self.since.waited(active, now), |node| {
             let encrypts = |said: &Acknowledgement| {
-                said.receives.get(&active.uid) == Some(&active.incarnations) && said.sends == Some(active.uid)
+                let receives = said.receives.get(&active.uid) == Some(&active.incarnations);
+                let reaches = said.unreachable.as_ref().is_none_or(BTreeSet::is_empty);
+                let sends = said.sends == Some(active.uid) && said.encrypts;
+                receives && reaches && sends && said.revision == revision
             };
             !is_pending(node) && node.says(encrypts)
         });

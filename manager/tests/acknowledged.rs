@@ -69,6 +69,8 @@ fn word(node: usize, ring: &Ring) -> Acknowledgement {
         receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
         sends: ring.active().map(|active| active.uid),
         silent: false,
+        revision: ring.revision,
+        encrypts: ring.active().is_some(),
         burnt: BTreeMap::new(),
         spent: BTreeSet::new(),
         newest: ring.newest(),
@@ -513,6 +515,9 @@ async fn insisting_is_checked_against_fresh_lists_and_not_done_in_doubt() {
     assert!(reason.contains("suddenly there are 2 Nodes instead of 6"), "{reason}");
     assert_eq!(fake.ring().pending.len(), 1, "nor does anybody leave the list");
     case.bench.advance(DISTRUST);
+    case.settle().await;
+    assert_eq!((fake.ring().enforcement, fake.ring().pending), (Enforcement::Permissive, [].into()));
+    case.speak_of([1, 2]);
     case.settle().await;
     assert_eq!(fake.ring().enforcement, Enforcement::Enforcing, "in the end they are gone");
 }

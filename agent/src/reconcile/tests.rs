@@ -261,6 +261,7 @@ fn new_peers_are_spoken_to_in_the_clear_while_that_is_accepted() {
         let plan = desired(&ring(enforcement, &[(1, Role::Active)]), &end(1, 1), &peers, Stage::Normal);
         let outcome = reconciler.run(&plan, now).unwrap();
         assert_eq!((outcome.sends, outcome.silent), (Some(uid(201)), false), "the others are sent to");
+        assert_eq!(outcome.encrypts, to.is_some(), "but not to everybody");
         assert_eq!((sends_with(reconciler.kernel, 2), sends_with(reconciler.kernel, 3)), (to, spi(1)));
     }
 }
@@ -273,11 +274,14 @@ fn a_silenced_ring_takes_the_outbound_policies_and_nothing_else() {
         desired(&ring(Enforcement::Permissive, generations), &end(1, 1), &peers(THREE), Stage::Normal)
     };
     let outcome = reconciler.run(&plan(&[(1, Role::Active)]), now).unwrap();
-    assert!(!outcome.silent);
+    assert!(!outcome.silent && outcome.encrypts);
     // A ring that was begun anew: what is sent with goes on, and is not silence.
     assert!(!reconciler.run(&plan(&[(2, Role::Staged)]), now).unwrap().silent);
     let outcome = reconciler.run(&plan(&[(1, Role::Retiring)]), now).unwrap();
-    assert!(outcome.silent && outcome.is_complete() && outcome.receives.contains(&uid(201)), "{outcome:?}");
+    assert!(
+        outcome.silent && !outcome.encrypts && outcome.is_complete() && outcome.receives.contains(&uid(201)),
+        "{outcome:?}"
+    );
     assert_eq!((outcome.sends, sends_with(reconciler.kernel, 2)), (None, None));
     // A policy that could not be taken out still sends.
     reconciler.run(&plan(&[(1, Role::Active)]), now).unwrap();

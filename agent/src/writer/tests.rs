@@ -94,6 +94,8 @@ fn want(node: u8, receives: &[u8], peers: usize) -> Wanted {
         receives: receives.iter().map(|n| (uid(*n), [(uid(1), u32::from(*n))].into())).collect(),
         sends: receives.first().map(|n| uid(*n)),
         silent: false,
+        revision: 1,
+        encrypts: false,
         burnt: [].into(),
         spent: [].into(),
         newest: 1,

@@ -40,7 +40,14 @@ impl Acknowledged {
         let names: BTreeMap<Uid, &str> =
             received.iter().filter_map(|node| Some((node.node.uid?, node.node.name.as_str()))).collect();
         let pairs = pairs(&received, &names);
-        let cut_off = cut_off(&pairs);
+        // Where ESP has passed once, a missing answer tells of an agent that is away: that is no reason to go back to
+        // plaintext.
+        let doubtful: BTreeSet<&str> = received
+            .iter()
+            .filter(|node| active.is_none() || node.pending)
+            .map(|node| node.node.name.as_str())
+            .collect();
+        let cut_off = cut_off(&pairs, &doubtful);
         let apart = names.into_iter().filter(|(_, name)| cut_off.contains(name)).map(|(uid, _)| uid);
         Pending {
             nodes: silent.filter_map(|node| node.node.uid).chain(apart).collect(),
@@ -61,17 +68,20 @@ fn pairs<'e>(nodes: &[&'e Expected<'_>], names: &BTreeMap<Uid, &'e str>) -> BTre
     known.filter(|(one, other)| one != other).map(|(one, other)| (one.min(other), one.max(other))).collect()
 }
 
-/// Nodes without which none of the pairs is left, chosen greedily: the one with the most pairs first, of several the
-/// first by name. So one node behind a bad link stands alone, rather than all of its peers.
-fn cut_off<'n>(pairs: &BTreeSet<(&'n str, &'n str)>) -> BTreeSet<&'n str> {
+/// Nodes of the `doubtful` ones without which none of their pairs is left, chosen greedily: the one with the most pairs
+/// first, of several the first by name. So one node behind a bad link stands alone, rather than all of its peers.
+fn cut_off<'n>(pairs: &BTreeSet<(&'n str, &'n str)>, doubtful: &BTreeSet<&'n str>) -> BTreeSet<&'n str> {
     let mut apart = BTreeMap::<&str, BTreeSet<&str>>::new();
     for (one, other) in pairs {
         apart.entry(one).or_default().insert(other);
         apart.entry(other).or_default().insert(one);
     }
     let mut chosen = BTreeSet::new();
+    let doubted = |name: &&str| doubtful.contains(name);
     // Of equal ones the last counts, so the first name has to come last.
-    while let Some((&worst, _)) = apart.iter().rev().max_by_key(|(_, others)| others.len()) {
+    while let Some((&worst, _)) =
+        apart.iter().rev().filter(|(name, _)| doubted(name)).max_by_key(|(_, others)| others.len())
+    {
         for other in apart.remove(worst).unwrap_or_default() {
             if let Some(others) = apart.get_mut(other) {
                 others.remove(worst);
@@ -91,13 +101,17 @@ mod tests {
 
     #[test]
     fn few_nodes_stand_for_many_pairs() {
-        let chosen = |pairs: &[(&'static str, &'static str)]| {
-            cut_off(&pairs.iter().copied().collect()).into_iter().collect::<Vec<_>>()
+        let chosen = |pairs: &[(&'static str, &'static str)], doubtful: &[&'static str]| {
+            let doubtful = doubtful.iter().copied().collect();
+            cut_off(&pairs.iter().copied().collect(), &doubtful).into_iter().collect::<Vec<_>>()
         };
-        assert_eq!(chosen(&[]), [""; 0]);
-        assert_eq!(chosen(&[("a", "b")]), ["a"], "of two alike the first");
-        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("c", "d")]), ["d"]);
-        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("a", "c"), ("a", "e")]), ["a", "b"]);
-        assert_eq!(chosen(&[("a", "b"), ("a", "c"), ("b", "c")]), ["a", "b"], "a triangle");
+        let all = ["a", "b", "c", "d", "e"];
+        assert_eq!(chosen(&[], &all), [""; 0]);
+        assert_eq!(chosen(&[("a", "b")], &all), ["a"], "of two alike the first");
+        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("c", "d")], &all), ["d"]);
+        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("a", "c"), ("a", "e")], &all), ["a", "b"]);
+        assert_eq!(chosen(&[("a", "b"), ("a", "c"), ("b", "c")], &all), ["a", "b"], "a triangle");
+        assert_eq!(chosen(&[("a", "d"), ("b", "d"), ("c", "d")], &["a", "b"]), ["a", "b"]);
+        assert_eq!(chosen(&[("a", "d"), ("b", "c")], &["c", "e"]), ["c"]);
     }
 }

@@ -70,6 +70,8 @@ impl Case {
             receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
             sends: ring.active().map(|active| active.uid),
             silent: false,
+            revision: ring.revision,
+            encrypts: ring.active().is_some(),
             burnt: BTreeMap::new(),
             spent: BTreeSet::new(),
             newest: ring.newest(),
@@ -324,15 +326,32 @@ fn the_first_activation_waits_for_probes_where_there_are_any() {
 }
 
 #[test]
-fn where_esp_does_not_pass_nobody_encrypts() {
-    let mut case = Case::new(&ACTIVE);
-    // Node-3 may be anybody: whichever of a pair says it.
-    case.second().unreachable = Some([uid(3), uid(2), uid(77)].into());
-    case.said.get_mut("node-1").unwrap().unreachable = Some([uid(3)].into());
-    let facts = case.observe();
+fn where_esp_does_not_pass_nobody_begins_to_encrypt() {
+    let blocked = |roles: &[Role]| {
+        let mut case = Case::new(roles);
+        // Node-3 may be anybody: whichever of a pair says it.
+        case.second().unreachable = Some([uid(3), uid(2), uid(77)].into());
+        case.said.get_mut("node-1").unwrap().unreachable = Some([uid(3)].into());
+        case
+    };
+    let facts = blocked(&FIRST).observe();
     assert_eq!(pending(&facts), [uid(3)]);
     assert_eq!(facts.obstacle.unwrap(), "ESP does not pass between node-1 and node-3");
-    assert_eq!(awaits(&facts.may_insist), ["node-3"]);
+
+    let mut case = blocked(&ACTIVE);
+    case.ring.pending = [uid(3)].into();
+    let facts = case.observe();
+    assert_eq!(pending(&facts), [uid(3)], "as long as it is so");
+    assert_eq!(awaits(&facts.may_insist), ["node-1", "node-2", "node-3"]);
+
+    let mut case = blocked(&ACTIVE);
+    let facts = case.observe();
+    assert_eq!(
+        pending(&facts),
+        [],
+        "ESP has passed: an agent that does not answer is no reason for plaintext"
+    );
+    assert_eq!(awaits(&facts.may_insist), ["node-1", "node-2"], "but one not to insist yet");
     case.ring.enforcement = Enforcement::Enforcing;
     assert_eq!(pending(&case.observe()), [], "nothing is lowered by itself");
 }
@@ -341,7 +360,9 @@ fn where_esp_does_not_pass_nobody_encrypts() {
 fn insisting_takes_everybody_and_nothing_against_it() {
     let mut case = Case::new(&ACTIVE);
     assert_eq!(case.observe().may_insist, Answer::Yes);
-    let changes: [fn(&mut Acknowledgement); 4] = [
+    let changes: [fn(&mut Acknowledgement); 6] = [
+        |said| said.revision -= 1,
+        |said| said.encrypts = false,
         |said| said.receives.clear(),
         |said| said.receives.values_mut().next().unwrap().extend([(uid(1), 1)]),
         |said| said.sends = None,
@@ -409,6 +430,9 @@ fn a_silenced_ring_waits_until_everybody_says_so() {
     case.second().silent = false;
     assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
     case.second().silent = true;
+    case.second().revision -= 1;
+    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"], "that was before");
+    case.second().revision += 1;
     case.observe();
     case.now += DRAIN;
     assert_eq!(case.observe().nobody_sends, Answer::Yes);

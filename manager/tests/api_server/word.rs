@@ -61,6 +61,8 @@ impl<'c> Guest<'c> {
             receives: ring.generations.iter().map(|g| (g.uid, g.incarnations.clone())).collect(),
             sends: ring.active().map(|active| active.uid),
             silent: false,
+            revision: 1,
+            encrypts: false,
             burnt: Default::default(),
             spent: Default::default(),
             newest: ring.newest(),

@@ -53,6 +53,7 @@ async fn two_managers_make_one_key() {
             suite: Suite::Aes128Gcm8,
             goal: Goal::Permissive,
             acknowledgements: Acknowledgements::Timed,
+            goal: Goal::Auto,
             delay: Duration::from_secs(60),
             limit: Duration::from_secs(3600),
             random: |bytes| SysRng.try_fill_bytes(bytes),

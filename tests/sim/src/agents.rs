@@ -12,7 +12,7 @@ use secureoverlay_agent::{
     removal::Verdict,
     worker::make_plan,
 };
-use secureoverlay_common::{node::NodeFacts, uid::Uid};
+use secureoverlay_common::{node::NodeFacts, ring::Enforcement, uid::Uid};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -263,6 +263,13 @@ impl World {
         let received = generations.filter(|generation| outcome.receives.contains(&generation.uid));
         machine.burnt = outcome.burnt.keys().copied().collect();
         machine.claims.extend(received.map(|generation| (generation.uid, generation.incarnations.clone())));
+        machine.receives.clone_from(&outcome.receives);
+        let enforcing = known.stage == Stage::Normal
+            && known
+                .program
+                .as_ref()
+                .is_some_and(|program| program.ring.enforcement == Enforcement::Enforcing);
+        machine.insists = enforcing && (machine.insists || complete);
         let quiet = complete && outcome.changed == 0;
         process.outcome = Some(outcome);
         machine.attempted = Some(known.clone());

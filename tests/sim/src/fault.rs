@@ -65,6 +65,8 @@ pub enum Fault {
     AcknowledgementsDeleted,
     /// The wall clock of the manager's host jumps.
     ClockJumped { seconds: i64 },
+    /// Somebody wants plaintext to be turned away, or accepted.
+    GoalChanged { insist: bool },
 }
 
 impl Fault {
@@ -113,6 +115,7 @@ impl Fault {
             94..=95 => Self::DaemonSetRecreated { time: short },
             96 => Self::DaemonSetOrphaned { time: short },
             97 => Self::AcknowledgementsDeleted,
+            98 => Self::GoalChanged { insist: rng.between(0, 200_000).is_multiple_of(2) },
             _ => Self::ClockJumped { seconds: rng.between(0, 200_000) as i64 - 100_000 },
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use secureoverlay_common::uid::Uid;
+use secureoverlay_common::{rotation::Goal, uid::Uid};
 
 use crate::{
     api::{Change, DaemonSet, Secret, What, Who},
@@ -172,6 +172,7 @@ impl World {
                 }
             }
             Fault::ClockJumped { seconds } => self.clock += seconds,
+            Fault::GoalChanged { insist } => self.goal = if insist { Goal::Auto } else { Goal::Permissive },
         }
     }
 
@@ -315,6 +316,8 @@ impl World {
         (machine.flushed, machine.stopped_until, machine.slow_until) = (false, self.now, self.now);
         machine.sends_since.clear();
         machine.claims.clear();
+        machine.receives.clear();
+        machine.insists = false;
         machine.burnt.clear();
         self.dirty.insert(at);
         // The kubelet comes first, most of the time.

@@ -1,13 +1,15 @@
-//! What must hold after every step (DESIGN, invariants 1, 2, 4 and 5), and in the end (6).
-//!
-//! 3 says what enforcing nodes let through; enforcement is not built yet, and its check belongs here.
+//! What must hold after every step (DESIGN, invariants 1 to 5), and in the end (6).
 
 use std::time::Duration;
 
-use secureoverlay_agent::{diff::GRACE, plan::Stage, xfrm::SaId};
+use secureoverlay_agent::{
+    diff::GRACE,
+    plan::Stage,
+    xfrm::{Direction, SaId},
+};
 use secureoverlay_common::{
     node::NodeFacts,
-    ring::{Generation, Ring, Role},
+    ring::{Enforcement, Generation, Ring, Role},
     rotation::Incarnations,
     uid::Uid,
     wire::Derivation,
@@ -27,6 +29,7 @@ impl World {
     pub fn check(&mut self) {
         for at in std::mem::take(&mut self.dirty) {
             self.check_kernel(at);
+            self.check_plaintext(at);
             for peer in 0..self.machines.len() {
                 if peer != at {
                     self.check_pair(at, peer);
@@ -59,6 +62,36 @@ impl World {
                 let text = format!("node-{} dropped {} while its packets were under way", at + 1, sa.id);
                 self.violate(1, text);
             }
+        }
+    }
+
+    /// Invariant 3: once it insists, nothing passes in the clear between it and a node that takes part.
+    fn check_plaintext(&mut self, at: usize) {
+        let machine = &self.machines[at];
+        // Whoever takes policies away lets plaintext through until they are back.
+        if !machine.live || !machine.insists || machine.flushed {
+            return;
+        }
+        // Whom it was last to take in may still be let through.
+        let programs = || both(machine).into_iter().flatten().filter_map(|known| known.program.as_ref());
+        let excluded =
+            |addr| programs().any(|program| program.peers.get(&addr).is_some_and(|peer| peer.excluded));
+        let peers = self.machines.iter().filter(|peer| peer.addr != machine.addr && !excluded(peer.addr));
+        let tables = machine.tables.borrow();
+        let mut wrong = None;
+        for peer in peers {
+            for direction in [Direction::In, Direction::Out] {
+                if tables.clear(direction, peer.addr) {
+                    wrong = Some(format!(
+                        "{} insists, and {direction:?} with {} passes in the clear",
+                        machine.name, peer.name
+                    ));
+                }
+            }
+        }
+        drop(tables);
+        if let Some(text) = wrong {
+            self.violate(3, text);
         }
     }
 
@@ -156,6 +189,14 @@ impl World {
             if sender.burnt.contains(&generation.uid) || receiver.burnt.contains(&generation.uid) {
                 return true;
             }
+            // A receiver that says that it can't is not waited for by a sender that came after the activation.
+            let came_after = self
+                .activated
+                .get(&generation.uid)
+                .is_some_and(|(_, version)| sender.first >= Some(*version));
+            if came_after && !receiver.receives.contains(&generation.uid) {
+                return true;
+            }
             // One that came after the activation is waited for by nobody.
             let since = self.activated.get(&generation.uid).is_some_and(|(before, _)| pair(before) != now);
             let claims = receiver.claims.get(&generation.uid).map(pair);
@@ -195,6 +236,26 @@ impl World {
                 Break::Reset => behind || ahead,
             }
         })
+    }
+
+    /// Invariant 1 for plaintext: when a manager insists, everybody encrypts to everybody, those aside that may be left
+    /// behind. Who sends in the clear would be turned away.
+    pub fn check_insist(&mut self, nodes: &[NodeFacts]) {
+        let counts = |machine: &&Machine| {
+            let node = nodes.iter().find(|node| node.uid.is_some() && node.uid == machine.uid);
+            machine.live && !machine.flushed && node.is_some_and(|node| node.ready && !node.excluded)
+        };
+        let machines: Vec<&Machine> = self.machines.iter().filter(counts).collect();
+        let mut wrong = None;
+        for (from, to) in machines.iter().flat_map(|from| machines.iter().map(move |to| (from, to))) {
+            let met = from.addr != to.addr && (from.attempted.is_none() || knows(from, to));
+            if met && from.tables.borrow().clear(Direction::Out, to.addr) {
+                wrong = Some(format!("plaintext is turned away while {} sends it to {}", from.name, to.name));
+            }
+        }
+        if let Some(text) = wrong {
+            self.violate(1, text);
+        }
     }
 
     /// Invariant 2: nobody sends with a generation that this write of a manager takes out of the ring, those aside that
@@ -240,6 +301,13 @@ impl World {
         }
         if self.tally.rotations <= rotations {
             return Some("no rotation was completed".into());
+        }
+        if ring.enforcement != Enforcement::Enforcing {
+            return Some(format!(
+                "the ring is {:?}, with {} nodes pending",
+                ring.enforcement,
+                ring.pending.len()
+            ));
         }
         let live: Vec<&Machine> = self.machines.iter().filter(|machine| machine.live).collect();
         for machine in &live {

@@ -5,7 +5,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     rc::Rc,
 };
 
@@ -92,6 +92,25 @@ impl Tables {
     pub fn pinned(&self, peer: IpAddr) -> Option<SaId> {
         let id = PolicyId::tunnel(Direction::Out, Net::host(self.local), Net::host(peer));
         self.policies.get(&id).and_then(pin)
+    }
+
+    /// Whether a packet of the tunnels to or from `peer` passes in the clear.
+    #[must_use]
+    pub fn clear(&self, direction: Direction, peer: IpAddr) -> bool {
+        let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+        let (local, peer) = (Net::host(self.local), Net::host(peer));
+        let (pair, block) = match direction {
+            Direction::In => ((peer, local), (anywhere, anywhere)),
+            Direction::Out => ((local, peer), (local, anywhere)),
+        };
+        let found = |(src, dst)| {
+            let policy = self.policies.get(&PolicyId { direction, src, dst });
+            policy.filter(|policy| policy.protocol == 4)
+        };
+        match found(pair).or_else(|| found(block)) {
+            None => true,
+            Some(policy) => !matches!(policy.action, Some(Action::Esp(_) | Action::Block)),
+        }
     }
 
     /// Deletes what is ours and `gone` says so of, as somebody with `ip xfrm` would.

@@ -71,6 +71,10 @@ pub struct Machine {
     pub first: Option<u64>,
     /// What it said last of each generation: under which incarnations it receives with it.
     pub claims: BTreeMap<Uid, Incarnations>,
+    /// Generations that it receives with, by its last attempt.
+    pub receives: BTreeSet<Uid>,
+    /// It has brought its kernel to enforcing in this boot, and was not told to relent since.
+    pub insists: bool,
     /// Generations of which it can't go on without a new incarnation.
     pub burnt: BTreeSet<Uid>,
     /// Somebody else took SAs or policies away, which were not all repaired yet.

@@ -205,6 +205,7 @@ fn report(sum: &Sum, variants: &BTreeMap<Variant, Caught>, took: Duration) {
         "simulated_seconds": sum.time.as_secs(),
         "rotations": sum.rotations,
         "rekeys": sum.rekeys,
+        "insisted": sum.insisted,
         "faults": sum.faults,
         "violations": 0,
         "variants": variants,

@@ -7,7 +7,7 @@ use secureoverlay_common::{
     acknowledged::{Acknowledged, Acknowledgement, Sight},
     node::NodeFacts,
     ring::{Ring, RingError, Role},
-    rotation::{Action, Facts, Goal, Installation, Pace, Settings, apply, decide},
+    rotation::{Action, Facts, Installation, Pace, Settings, apply, decide},
     suite::Suite,
     uid::Uid,
 };
@@ -224,11 +224,7 @@ impl World {
     }
 
     fn settings(&self) -> Settings {
-        Settings {
-            pace: Pace::Every(self.scenario.interval),
-            suite: Suite::Aes128Gcm8,
-            goal: Goal::Permissive,
-        }
+        Settings { pace: Pace::Every(self.scenario.interval), suite: Suite::Aes128Gcm8, goal: self.goal }
     }
 
     fn next_ring(
@@ -267,6 +263,9 @@ impl World {
         if action != Action::Reset {
             self.check_drop(next, nodes);
         }
+        if action == Action::Insist {
+            self.check_insist(nodes);
+        }
         let behind = self.left_behind(held.ring.as_ref(), action, nodes);
         let before = self.history.last().cloned();
         let version = self.write_secret(Some(Secret { uid, document: Some(document) }));
@@ -286,13 +285,9 @@ impl World {
                 let active = next.active().map(|active| (active.uid, (active.incarnations.clone(), version)));
                 self.activated.extend(active);
             }
-            Action::Wait
-            | Action::Stage
-            | Action::Pend
-            | Action::Insist
-            | Action::Relent
-            | Action::Silence
-            | Action::Quit => {}
+            Action::Insist => self.tally.insisted += 1,
+            Action::Wait | Action::Stage | Action::Pend | Action::Relent | Action::Silence | Action::Quit => {
+            }
         }
         self.tell(|| format!("manager {at}: {action:?}, revision {} is {}", next.revision, roles(next)));
         Duration::from_millis(50)

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use secureoverlay_common::rotation::Goal;
+
 use crate::{
     fault::Scenario,
     variant::Variant,
@@ -57,6 +59,7 @@ fn live(world: &mut World) {
         return;
     }
     world.end_faults();
+    world.goal = Goal::Auto;
     let (rotations, end) = (world.tally.rotations, world.now + SETTLING + 3 * world.scenario.interval);
     let mut looked = world.now;
     while world.violation.is_none() && world.step(end) {
@@ -188,6 +191,8 @@ pub struct Sum {
     pub rotations: u64,
     /// Writes of new incarnations.
     pub rekeys: u64,
+    /// Writes that turned plaintext away.
+    pub insisted: u64,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
 }
@@ -200,6 +205,7 @@ impl Sum {
         self.time += tally.time;
         self.rotations += tally.rotations;
         self.rekeys += tally.rekeys;
+        self.insisted += tally.insisted;
         for (kind, count) in &tally.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }

@@ -35,11 +35,13 @@ pub enum Variant {
     RecreateLost,
     /// The agent says that it has done what it only begins.
     AcknowledgeEarly,
+    /// The manager insists though nodes send in the clear.
+    InsistUnacknowledged,
 }
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ActivateUnacknowledged,
         Self::CountFormerBoots,
         Self::KnowByNumber,
@@ -50,6 +52,7 @@ impl Variant {
         Self::IgnoreBoot,
         Self::RecreateLost,
         Self::AcknowledgeEarly,
+        Self::InsistUnacknowledged,
     ];
 
     /// What this manager takes the acknowledgements for. `numbers`: those of all generations that ever were.
@@ -89,6 +92,7 @@ impl Variant {
     pub fn misjudge(self, facts: &mut Facts, ring: Option<&Ring>) {
         match self {
             Self::ActivateUnacknowledged => facts.all_receive = Answer::Yes,
+            Self::InsistUnacknowledged => facts.may_insist = Answer::Yes,
             Self::DropUnswitched => facts.nobody_sends = Answer::Yes,
             Self::DropUndrained if ring.is_some_and(|ring| ring.with_role(Role::Retiring).is_some()) => {
                 if matches!(facts.nobody_sends, Answer::In(_)) {

@@ -16,7 +16,7 @@ use secureoverlay_common::{
     acknowledged::Acknowledgement,
     node::NodeFacts,
     ring::{Generation, Ring, Role},
-    rotation::Incarnations,
+    rotation::{Goal, Incarnations},
     uid::Uid,
     wire::End,
 };
@@ -132,6 +132,8 @@ pub struct Tally {
     pub rotations: u64,
     /// Writes that gave nodes new incarnations.
     pub rekeys: u64,
+    /// Writes that turned plaintext away.
+    pub insisted: u64,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
 }
@@ -142,6 +144,8 @@ pub struct World {
     pub scenario: Scenario,
     /// The mistake in it.
     pub variant: Option<Variant>,
+    /// How far encryption is to be insisted on.
+    pub goal: Goal,
     /// Virtual time.
     pub now: Time,
     /// The manager's wall clock is ahead of it by so many seconds.
@@ -239,6 +243,7 @@ impl World {
         let mut world = Self {
             scenario: scenario.clone(),
             variant,
+            goal: Goal::Auto,
             now: Time::ZERO,
             clock: 0,
             objects: Objects::default(),
@@ -561,6 +566,8 @@ impl World {
             attempted: None,
             first: None,
             claims: BTreeMap::new(),
+            receives: BTreeSet::new(),
+            insists: false,
             burnt: BTreeSet::new(),
             flushed: false,
             left_behind: None,

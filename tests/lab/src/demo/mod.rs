@@ -15,7 +15,7 @@ use crate::scenarios::probe::Probe;
 use crate::scenarios::processes::{AGENT, MANAGER, signal_everywhere};
 use crate::scenarios::rotate_timed::Leftovers;
 use crate::scenarios::wire::{self, Watched};
-use crate::scenarios::{metrics, ring, rotate_timed, xfrm};
+use crate::scenarios::{enforcing, manager, metrics, ring, rotate_timed, xfrm};
 use crate::{cache, clean, pcap};
 
 mod readable;
@@ -100,6 +100,7 @@ impl<'a> Story<'a> {
         self.switch_on(report)?;
         self.mend_mtu(report)?;
         self.encrypted(report)?;
+        self.insist(report)?;
         self.rotate(report)?;
         self.kill(report)?;
         self.apply_again(report)?;
@@ -248,8 +249,20 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
+    fn insist(&mut self, report: &mut Report) -> Result<()> {
+        chapter(5, "Every node insists");
+        let lab = self.lab;
+        self.encrypted_step("nodes begin to insist", report, || enforcing::wait(lab))?;
+        say(&format!(
+            "Every node has said that it sends and receives encrypted, and that nothing speaks against it. From here on its \
+             kernel drops what comes or would leave in the clear, whatever crashes. kubectl get nodeencryptions:\n\n{}",
+            manager::table(lab)?
+        ));
+        Ok(())
+    }
+
     fn rotate(&mut self, report: &mut Report) -> Result<()> {
-        chapter(5, "New keys, under traffic");
+        chapter(6, "New keys, under traffic");
         let lab = self.lab;
         let before = rotate_timed::steady(lab, Leftovers::Go)?;
         say("Keys rotate every 12 hours by default. The demo sets the date of the next rotation to now.");
@@ -266,7 +279,7 @@ impl<'a> Story<'a> {
     }
 
     fn kill(&mut self, report: &mut Report) -> Result<()> {
-        chapter(6, "kill -9");
+        chapter(7, "kill -9");
         let (lab, overlay) = (self.lab, self.overlay);
         let kernels = xfrm::dump(lab)?;
         let mut killed = 0;
@@ -288,7 +301,7 @@ impl<'a> Story<'a> {
     }
 
     fn apply_again(&mut self, report: &mut Report) -> Result<()> {
-        chapter(7, "kubectl apply, once more");
+        chapter(8, "kubectl apply, once more");
         let overlay = self.overlay;
         let kernels = xfrm::dump(self.lab)?;
         let watched = self.encrypted_step("kubectl apply again", report, || {
@@ -308,7 +321,7 @@ impl<'a> Story<'a> {
     }
 
     fn switch_off(&mut self, report: &mut Report) -> Result<()> {
-        chapter(8, "kubectl delete -f manifests/ucp-secureoverlay.yaml");
+        chapter(9, "kubectl delete -f manifests/ucp-secureoverlay.yaml");
         let overlay = self.overlay;
         let (mut states, mut policies) = (0, 0);
         self.step("kubectl delete", report, || {

@@ -23,7 +23,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    enforcing::wait(lab)?;
     let before = xfrm::dump(lab)?;
     let mut totals = Totals::default();
     let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 3 });

@@ -17,7 +17,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    enforcing::wait(lab)?;
     let mut totals = Totals::default();
     let mut left = 0;
     for _ in 0..if profile == Profile::Full { 3 } else { 1 } {

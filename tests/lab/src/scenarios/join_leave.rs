@@ -23,7 +23,6 @@ const EXCLUDE: &str = "node-restriction.kubernetes.io/secureoverlay-exclude";
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
     let lab = overlay.lab;
-    enforcing::wait(lab)?;
     let (moving, others) = enforcing::one_and_others(lab)?;
     let bystanders = probe.without(&moving.name)?;
     let mut totals = Totals::default();

@@ -8,7 +8,7 @@ use super::cluster::{kubectl_with, until};
 use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::probe::Probe;
 use super::processes::{AGENT, pids};
-use super::{metrics, rotate_timed, wire, xfrm};
+use super::{enforcing, metrics, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Profile, Report, Run, Scenario};
@@ -26,8 +26,7 @@ pub const SCENARIO: Scenario = Scenario {
 fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
     let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    rotate_timed::wait_steady(lab)?;
+    enforcing::enable(&overlay)?;
     let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 4 });
     let events: [(&str, Event); 3] = [
         ("a drain stops an agent and the manager", drain),

@@ -86,12 +86,14 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
 
 const TABLE: &str = "partition";
 
-/// Drops what the node sends to the API server.
+/// Drops what the node and the API server send to each other.
 pub fn cut_off(lab: &Lab, ip: &str) -> Result<()> {
     let rules = format!(
         "add table inet {TABLE}\n\
          add chain inet {TABLE} input {{ type filter hook input priority -10; }}\n\
-         add rule inet {TABLE} input ip saddr {ip} tcp dport 443 drop\n"
+         add rule inet {TABLE} input ip saddr {ip} tcp dport 443 drop\n\
+         add chain inet {TABLE} output {{ type filter hook output priority -10; }}\n\
+         add rule inet {TABLE} output ip daddr {ip} tcp sport 443 drop\n"
     );
     lab.in_network(&["nft", &rules]).map(drop)
 }

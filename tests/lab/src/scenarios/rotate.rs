@@ -32,11 +32,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     for (rate, count) in RATES.into_iter().zip(rotations) {
         let probe = probe.at(rate);
         note(format!("{rate} packets a second in each direction, without a rotation"));
-        let baseline = probe.run_for(calm)?;
-        report.check(
-            baseline.invalid.is_empty() && baseline.lost == 0,
-            format!("baseline: {:?}, {} lost", baseline.invalid, baseline.lost),
-        );
+        let baseline = wire::baseline(&probe, report, calm)?;
         note(format!("{count} rotations"));
         let rotated = wire::watch(&probe, &format!("rotating at {rate} a second"), || {
             let begun = Instant::now();

@@ -32,11 +32,8 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     wait_steady(lab)?;
 
     note("the same traffic without a rotation");
-    let baseline = probe.run_for(Duration::from_secs(if profile == Profile::Full { 60 } else { 15 }))?;
-    report.check(
-        baseline.invalid.is_empty() && baseline.lost == 0,
-        format!("baseline: {:?}, {} lost", baseline.invalid, baseline.lost),
-    );
+    let baseline =
+        wire::baseline(&probe, report, Duration::from_secs(if profile == Profile::Full { 60 } else { 15 }))?;
 
     let (interval, delay, rotations) =
         if profile == Profile::Full { ("60s", "20s", 2 * ROTATIONS) } else { ("12s", "4s", ROTATIONS) };

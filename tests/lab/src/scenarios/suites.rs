@@ -40,7 +40,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     wait_for(lab, "the first generation alone", |ring| alone(ring, Suite::default()))?;
 
     note("the same traffic without a change");
-    let baseline = probe.run_for(Duration::from_secs(10))?;
+    let baseline = wire::baseline(&probe, report, Duration::from_secs(10))?;
     let mut limits = vec![json!({"ring": [Suite::default().name()], "limit": expected(&[Suite::default()])})];
     wait_for_limit(lab, &[Suite::default()])?;
 

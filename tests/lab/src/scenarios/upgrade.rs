@@ -16,7 +16,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    enforcing::wait(lab)?;
     let before = xfrm::dump(lab)?;
     let mut totals = Totals::default();
     for _ in 0..if profile == Profile::Full { 5 } else { 1 } {

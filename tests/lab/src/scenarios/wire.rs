@@ -48,14 +48,23 @@ pub fn watch_for(probe: &Probe, when: &str, time: Duration) -> Result<Watched> {
     })
 }
 
+/// Probes for a while without any event, for comparison.
+pub fn baseline(probe: &Probe, report: &mut Report, time: Duration) -> Result<Summary> {
+    let baseline = probe.run_for(time)?;
+    if !baseline.invalid.is_empty() {
+        report.proves_nothing(format!("baseline: the measurement proves nothing: {:?}", baseline.invalid));
+    }
+    report.check(baseline.lost == 0, format!("baseline: {} lost", baseline.lost));
+    Ok(baseline)
+}
+
 impl Watched {
     /// The probes prove something, in all directions, and none was lost.
     pub fn check_delivered(&self, report: &mut Report) {
         let (when, pairs, probes) = (&self.when, self.pairs, &self.probes);
-        report.check(
-            probes.invalid.is_empty(),
-            format!("{when}: the measurement proves nothing: {:?}", probes.invalid),
-        );
+        if !probes.invalid.is_empty() {
+            report.proves_nothing(format!("{when}: the measurement proves nothing: {:?}", probes.invalid));
+        }
         let answered = probes.directions.iter().filter(|direction| direction.received > 0).count();
         report.check(answered == pairs, format!("{when}: {answered} of {pairs} directions answered"));
         let lossy = probes.directions.iter().filter(|direction| direction.lost > 0);
