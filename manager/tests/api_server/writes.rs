@@ -51,7 +51,6 @@ async fn two_managers_make_one_key() {
         let options = Options {
             schedule: Schedule::Every(Duration::from_secs(3600)),
             suite: Suite::Aes128Gcm8,
-            goal: Goal::Permissive,
             acknowledgements: Acknowledgements::Timed,
             goal: Goal::Auto,
             delay: Duration::from_secs(60),

@@ -104,7 +104,7 @@ impl Tables {
             Direction::Out => ((local, peer), (local, anywhere)),
         };
         let found = |(src, dst)| {
-            let policy = self.policies.get(&PolicyId { direction, src, dst });
+            let policy = self.policies.get(&PolicyId::tunnel(direction, src, dst));
             policy.filter(|policy| policy.protocol == 4)
         };
         match found(pair).or_else(|| found(block)) {
