@@ -138,6 +138,10 @@ pub struct Acknowledged {
     quiet: Option<(Uid, Timestamp, Instant)>,
     /// Since when the ring accepts plaintext, and somebody does not.
     insisted: Option<Instant>,
+    /// Since when which node is not Ready.
+    unready: BTreeMap<Uid, Instant>,
+    /// The pending nodes of the ring, and since when it names these; not known for those that a new process finds.
+    pended: Option<(BTreeSet<Uid>, Option<Instant>)>,
     rekeyed: Option<Instant>,
 }
 
@@ -146,7 +150,15 @@ impl Acknowledged {
     /// waited for without end.
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
-        Self { limit, since: Since::new(), quiet: None, insisted: None, rekeyed: None }
+        Self {
+            limit,
+            since: Since::new(),
+            quiet: None,
+            insisted: None,
+            unready: BTreeMap::new(),
+            pended: None,
+            rekeyed: None,
+        }
     }
 
     /// Notes what is there at `now`, and says what is true.
@@ -154,6 +166,7 @@ impl Acknowledged {
         let Sight { ring, nodes, said, .. } = sight;
         self.since.observe(ring, now);
         let expected: Vec<Expected<'_>> = sight.expected().collect();
+        self.note(&expected, ring, now);
         let with_role = |role| ring.and_then(|ring| ring.with_role(role));
         let active = with_role(Role::Active);
         let all_receive = with_role(Role::Staged)
@@ -185,6 +198,18 @@ impl Acknowledged {
             newest: newest.filter(|id| *id <= LAST_ID).max().unwrap_or(0),
             senders: nodes.iter().filter_map(|node| Some((node.uid?, node.addr?))).collect(),
         }
+    }
+
+    /// Notes since when things are as they are.
+    fn note(&mut self, expected: &[Expected<'_>], ring: Option<&Ring>, now: Instant) {
+        let before = std::mem::take(&mut self.unready);
+        let unready = expected.iter().filter(|expected| !expected.node.ready).filter_map(|it| it.node.uid);
+        self.unready = unready.map(|uid| (uid, before.get(&uid).copied().unwrap_or(now))).collect();
+        let pending = ring.map_or_else(BTreeSet::new, |ring| ring.pending.clone());
+        self.pended = Some(match self.pended.take() {
+            Some((before, since)) if before == pending => (before, since),
+            before => (pending, before.map(|_| now)),
+        });
     }
 
     /// The incarnations that [`Self::observe`] asked for were written.
@@ -254,14 +279,19 @@ impl Acknowledged {
         let revision = sight.ring.map_or(0, |ring| ring.revision);
         let is_pending =
             |node: &Expected<'_>| node.pending || node.node.uid.is_some_and(|uid| pending.contains(&uid));
-        let answer = self.all(expected, false, self.since.waited(active, now), |node| {
+        // It is not urgent: a node is left behind only when it has been away for the whole limit, whatever its word is worth.
+        let gone = |node: &Expected<'_>| {
+            let since = node.node.uid.and_then(|uid| self.unready.get(&uid));
+            since.is_some_and(|since| now.saturating_duration_since(*since) >= self.limit)
+        };
+        let answer = self.all(expected, false, Duration::ZERO, |node| {
             let encrypts = |said: &Acknowledgement| {
                 let receives = said.receives.get(&active.uid) == Some(&active.incarnations);
                 let reaches = said.unreachable.as_ref().is_none_or(BTreeSet::is_empty);
                 let sends = said.sends == Some(active.uid) && said.encrypts;
                 receives && reaches && sends && said.revision == revision
             };
-            !is_pending(node) && node.says(encrypts)
+            gone(node) || (!is_pending(node) && node.says(encrypts))
         });
         // What a node itself has found does not get better by waiting.
         let objecting = names(expected.iter().filter(|node| node.says(|said| !said.obstacles.is_empty())));
@@ -273,8 +303,13 @@ impl Acknowledged {
     }
 
     fn nobody_insists(&mut self, expected: &[Expected<'_>], sight: Sight<'_>, now: Instant) -> Answer {
+        // Said under an older ring, it may have insisted since.
+        let revision = sight.ring.map_or(0, |ring| ring.revision);
         let accepts = |node: &Expected<'_>| {
-            node.is_mute() || node.says(|said| said.enforcement != Enforcement::Enforcing)
+            let accepting = |said: &Acknowledgement| {
+                said.enforcement != Enforcement::Enforcing && said.revision == revision
+            };
+            node.is_mute() || node.says(accepting)
         };
         let permissive = sight.ring.is_some_and(|ring| ring.enforcement == Enforcement::Permissive);
         let awaited = permissive && !expected.iter().all(accepts);

@@ -72,6 +72,8 @@ impl Timed {
         let accepted = self.permissive.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let left = self.delay.saturating_sub(accepted);
         Facts {
+            // Whom ESP does not reach is not known: who was pending stays so.
+            pending: ring.map_or_else(Default::default, |ring| ring.pending.clone()),
             nobody_insists: if left.is_zero() { Answer::Yes } else { Answer::In(left) },
             ..Facts::of(answer(Role::Staged), answer(Role::Retiring))
         }

@@ -11,8 +11,11 @@ use crate::{
     uid::Uid,
 };
 
-/// So long the nodes have to receive with the first generation before it is used without them.
+/// So long the nodes have to receive with the first generation before it is used without them, and a second more for
+/// every hundred nodes, which take turns in saying it.
 pub const PENDING_AFTER: Duration = Duration::from_secs(60);
+/// Between two writes after which fewer nodes are pending, likewise: each is read by all nodes.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Who is pending.
 #[derive(Default)]
@@ -33,7 +36,8 @@ impl Acknowledged {
         let Some(generation) = active.or_else(|| ring.with_role(Role::Staged)) else {
             return Pending::default();
         };
-        let late = active.is_some() || self.since.waited(generation, now) >= PENDING_AFTER;
+        let turns = Duration::from_secs(expected.len() as u64 / 100);
+        let late = active.is_some() || self.since.waited(generation, now) >= PENDING_AFTER + turns;
         let (received, lacking): (Vec<_>, Vec<_>) =
             expected.iter().partition(|node| node.says(|said| said.receives.contains_key(&generation.uid)));
         let silent = lacking.into_iter().filter(|node| late || node.pending);
@@ -49,12 +53,24 @@ impl Acknowledged {
             .collect();
         let cut_off = cut_off(&pairs, &doubtful);
         let apart = names.into_iter().filter(|(_, name)| cut_off.contains(name)).map(|(uid, _)| uid);
+        let nodes: BTreeSet<Uid> = silent.filter_map(|node| node.node.uid).chain(apart).collect();
+        let fewer = nodes.is_subset(&ring.pending);
         Pending {
-            nodes: silent.filter_map(|node| node.node.uid).chain(apart).collect(),
+            nodes: if fewer && self.pended_for(now) < PAUSE.max(turns) {
+                ring.pending.clone()
+            } else {
+                nodes
+            },
             obstacle: pairs
                 .first()
                 .map(|(one, other)| format!("ESP does not pass between {one} and {other}")),
         }
+    }
+
+    /// For how long the ring has named the pending nodes that it names.
+    fn pended_for(&self, now: Instant) -> Duration {
+        let since = self.pended.as_ref().and_then(|(_, since)| *since);
+        since.map_or(Duration::MAX, |since| now.saturating_duration_since(since))
     }
 }
 

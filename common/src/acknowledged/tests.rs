@@ -393,10 +393,49 @@ fn insisting_leaves_behind_who_is_not_ready_but_not_because_somebody_presses_on(
     case.observe();
     case.now += 2 * PRESSED;
     assert_eq!(awaits(&case.observe().may_insist), ["node-2"]);
+    case.now += 2 * LIMIT;
     case.nodes[1].ready = false;
-    case.now += LIMIT;
+    assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "it was there until now");
+    case.now += LIMIT / 2;
+    case.nodes[1].ready = true;
+    case.observe();
+    case.nodes[1].ready = false;
+    case.observe();
+    case.now += LIMIT / 2;
+    assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "it was back in between");
+    case.now += LIMIT / 2;
     let facts = case.observe();
     assert_eq!((pending(&facts), facts.may_insist), (vec![uid(2)], Answer::Yes));
+}
+
+#[test]
+fn a_word_from_before_insisting_is_none_about_accepting_plaintext() {
+    let mut case = Case::new(&ACTIVE);
+    case.second().revision -= 1;
+    assert_eq!(awaits(&case.observe().nobody_insists), ["node-2"]);
+    case.second().revision += 1;
+    assert_eq!(case.observe().nobody_insists, Answer::Yes);
+}
+
+#[test]
+fn nodes_become_pending_at_once_and_leave_together() {
+    let mut case = Case::new(&ACTIVE);
+    assert_eq!(pending(&case.observe()), []);
+    case.second().receives.clear();
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.ring.pending = [uid(2)].into();
+    let word = case.said["node-1"].receives.clone();
+    case.second().receives = word.clone();
+    assert_eq!(pending(&case.observe()), [uid(2)], "the ring was written just now");
+    case.now += Duration::from_secs(4);
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.said.get_mut("node-3").unwrap().receives.clear();
+    assert_eq!(pending(&case.observe()), [uid(3)], "who is to become pending does not wait");
+    case.said.get_mut("node-3").unwrap().receives = word;
+    case.now += Duration::from_secs(1);
+    assert_eq!(pending(&case.observe()), []);
+    case.acknowledged = Acknowledged::new(LIMIT);
+    assert_eq!(pending(&case.observe()), [], "a new manager does not know since when");
 }
 
 #[test]

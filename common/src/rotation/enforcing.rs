@@ -36,8 +36,9 @@ pub(super) fn first(ring: &Ring, facts: &Facts, goal: Goal) -> Option<Decision> 
             .then(|| Decision::act(Action::Relent, "plaintext is to be accepted, as asked"));
     }
     if !silenced && facts.pending != ring.pending {
-        let count = facts.pending.len();
-        return Some(Decision::act(Action::Pend, format!("{count} nodes can't be encrypted to yet")));
+        let (before, now) = (ring.pending.len(), facts.pending.len());
+        let reason = format!("{now} nodes can't be encrypted to yet, of {before} before");
+        return Some(Decision::act(Action::Pend, reason));
     }
     if goal != Goal::Off || (retiring && active) {
         return None;

@@ -238,3 +238,12 @@ fn timed_facts_give_each_step_down_its_time() {
     assert_eq!(timed.observe(run.ring.as_ref(), start + 2 * delay).nobody_sends, Answer::In(delay));
     assert_eq!(timed.observe(run.ring.as_ref(), start + 3 * delay).nobody_sends, Answer::Yes);
 }
+
+#[test]
+fn time_makes_nobody_less_pending() {
+    let mut ring = Run::settled(Goal::Permissive).ring.unwrap();
+    ring.enforcement = Enforcement::Permissive;
+    ring.pending = [Uid::from_random([7; 16])].into();
+    let mut timed = crate::timed::Timed::new(Duration::from_secs(180));
+    assert_eq!(timed.observe(Some(&ring), std::time::Instant::now()).pending, ring.pending);
+}
