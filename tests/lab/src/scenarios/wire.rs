@@ -12,7 +12,7 @@ use crate::scenario::Report;
 
 /// What the probes' own figures of who stood still when may be off by on a busy machine. A packet that did not come at all is not
 /// hidden by it: it counts as lost.
-const NOISE: Duration = Duration::from_millis(100);
+const NOISE: Duration = Duration::from_millis(250);
 
 /// Probes, and the frames between nodes meanwhile.
 #[derive(Debug)]
