@@ -228,13 +228,14 @@ impl Agent {
     }
 
     /// Begins the way down, unless this node is on it already. An agent that has programmed nothing itself walks it
-    /// too, with what its predecessor left in the kernel; it can't know whether that was insisted on, which never is
-    /// where DaemonSets can't be read.
+    /// too, with what its predecessor left in the kernel. It can't know whether that was insisted on, nor with a ring
+    /// that was just begun, beside which what was before it goes on; it never is where DaemonSets can't be read.
     fn descend(&mut self) -> &mut Descent {
-        let insists = self.on.as_ref().map_or_else(
-            || matches!(self.installation, Installation::Known(_)),
-            |program| program.ring.enforcement == Enforcement::Enforcing,
-        );
+        let insists = match &self.on {
+            Some(Program { ring, .. }) if ring.enforcement == Enforcement::Enforcing => true,
+            Some(Program { ring, .. }) if !ring.is_first() => false,
+            _ => matches!(self.installation, Installation::Known(_)),
+        };
         let skew = self.settings.removal_skew;
         self.descent.get_or_insert_with(|| Descent::new(insists, skew))
     }

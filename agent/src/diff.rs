@@ -293,11 +293,17 @@ fn plan_policies(diff: &mut Diff, plan: &Plan, policies: &BTreeMap<PolicyId, &Ac
 
 fn remove_policies(diff: &mut Diff, plan: &Plan, policies: &BTreeMap<PolicyId, &ActualPolicy>) {
     let ours = policies.values().filter(|found| found.owner == Owner::Ours);
-    for found in ours.filter(|found| !plan.policies.contains_key(&found.id)) {
+    let as_before = |found: &ActualPolicy| match (found.action, found.id.direction) {
+        _ if found.id.is_probe() => false,
+        // For peers that are not excluded any more, or gone.
+        (Some(Action::Allow), _) if plan.insists_as_before => false,
+        (Some(Action::Block), _) | (_, Direction::In) => plan.insists_as_before,
+        (_, Direction::Out) => plan.sender == Sender::AsBefore,
+    };
+    for found in ours.filter(|found| !plan.policies.contains_key(&found.id) && !as_before(found)) {
         let class = match (found.action, found.id.direction) {
             (Some(Action::Block), _) => Diff::NO_BLOCKS,
             (_, Direction::In) => Diff::NO_IN_POLICIES,
-            (_, Direction::Out) if plan.sender == Sender::AsBefore && !found.id.is_probe() => continue,
             (_, Direction::Out) => Diff::NO_OUT_POLICIES,
         };
         diff.classes[class].push(Op::DeletePolicy(found.id));

@@ -40,6 +40,8 @@ pub struct Plan {
     pub policies: BTreeMap<PolicyId, Action>,
     /// Whom this plan sends with.
     pub sender: Sender,
+    /// What the kernel turns away now, it goes on turning away.
+    pub insists_as_before: bool,
     /// Address and SPI that this node sends with, for each generation. Outbound SAs with them live as long as the
     /// generation, even when their peer is gone: a peer that comes back must not make us install a key again.
     pub own_spis: BTreeSet<(IpAddr, u32)>,
@@ -166,14 +168,19 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
         // What was in use retires and nothing follows: encryption is being switched off.
         plan.sender = Sender::Planned;
     }
-    if ring.enforcement == Enforcement::Enforcing && stage == Stage::Normal {
-        for peer in encrypting() {
-            plan.policies.insert(pair(Direction::In, local, &peer.end), Action::Esp(None));
-        }
+    let insists = ring.enforcement == Enforcement::Enforcing && stage == Stage::Normal;
+    // A first generation says nothing of what was before it: the ring may have been wiped.
+    plan.insists_as_before = !insists && ring.is_first() && stage == Stage::Normal;
+    if insists || plan.insists_as_before {
         for peer in peers.values().filter(|peer| peer.excluded) {
             for direction in [Direction::In, Direction::Out] {
                 plan.policies.insert(pair(direction, local, &peer.end), Action::Allow);
             }
+        }
+    }
+    if insists {
+        for peer in encrypting() {
+            plan.policies.insert(pair(Direction::In, local, &peer.end), Action::Esp(None));
         }
         let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
         for (direction, src) in [(Direction::In, anywhere), (Direction::Out, Net::host(local.addr))] {

@@ -128,13 +128,15 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>, reach_problem: Option<
         (Some(_), None) => condition("MtuValid", "True", "TunnelFits", "the tunnel leaves room for ESP"),
         (None, None) => condition("MtuValid", "Unknown", "NotMeasured", "no tunnel device, or no keys"),
     };
-    let coverage = match seen.surroundings.map(|surroundings| surroundings.around.first()) {
-        Some(Some(around)) => condition("CoverageComplete", "False", "RoutesAroundTunnel", around),
-        Some(None) => {
-            let covered = "no route to a peer's pods leads around the tunnel";
+    let around = seen.surroundings.map(|surroundings| surroundings.around.first());
+    let coverage = match (around, seen.said.obstacles.first()) {
+        (Some(Some(around)), _) => condition("CoverageComplete", "False", "RoutesAroundTunnel", around),
+        (_, Some(obstacle)) => condition("CoverageComplete", "False", "TrafficPasses", obstacle),
+        (Some(None), None) => {
+            let covered = "nothing is known that lets traffic past encryption";
             condition("CoverageComplete", "True", "TunnelTakesAll", covered)
         }
-        None => condition("CoverageComplete", "Unknown", "NotLookedAt", "no keys yet"),
+        (None, None) => condition("CoverageComplete", "Unknown", "NotLookedAt", "no keys yet"),
     };
     let (programmed, desired) = seen.peers;
     let missing = format!("{} of {desired} peers lack an SA or a policy", desired.saturating_sub(programmed));
@@ -293,7 +295,7 @@ mod tests {
         let (target, around) = (target(Stage::Normal), BTreeSet::from(["around it".to_owned()]));
         let said = Acknowledgement { obstacles: around.clone(), ..said() };
         let surroundings = Surroundings { around, ..Surroundings::default() };
-        let status = wanted(&Seen {
+        let seen = Seen {
             said: &said,
             applied: Some(&target),
             ring_problem: None,
@@ -303,13 +305,20 @@ mod tests {
             reach: &Reach::NotProbed,
             kernel: None,
             nodes: None,
-        })
-        .status;
+        };
+        let status = wanted(&seen).status;
         assert_eq!(states(&status)[4], ("CoverageComplete", "False", "RoutesAroundTunnel"));
         assert_eq!(
             (status.message.as_str(), status.conditions[4].message.as_str()),
             ("around it", "around it")
         );
+        let obstacles = ["a policy".to_owned(), "a sysctl".to_owned()].into();
+        let said = Acknowledgement { obstacles, ..said.clone() };
+        for surroundings in [None, Some(&Surroundings::default())] {
+            let status = wanted(&Seen { said: &said, surroundings, ..seen }).status;
+            assert_eq!(states(&status)[4], ("CoverageComplete", "False", "TrafficPasses"));
+            assert_eq!(status.conditions[4].message, "a policy");
+        }
     }
 
     #[test]

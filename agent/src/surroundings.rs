@@ -67,11 +67,11 @@ impl Surroundings {
         }
     }
 
-    /// Where the kernel can't be asked: for all that is known, traffic goes anywhere.
+    /// What was seen last, now that the kernel can't be asked: for all that is known, traffic goes anywhere.
     #[must_use]
-    pub fn unseen(error: &str) -> Self {
-        let text = format!("what leads around the tunnel can't be seen: {error}");
-        Self { around: [text].into(), ..Self::default() }
+    pub fn unseen(mut self, error: &str) -> Self {
+        self.around.insert(format!("what leads around the tunnel can't be seen: {error}"));
+        self
     }
 
     /// All of it that speaks against insisting.

@@ -23,6 +23,8 @@ use crate::{
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// How often SAs and policies are counted: a flush of SAs is notified to nobody who may not see keys.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// After so many failing looks in a row, what was seen around the tunnel does not count any more.
+const BLIND: usize = 3;
 
 /// What the thread tells.
 pub enum News {
@@ -63,23 +65,31 @@ pub fn work<K: Kernel>(
     let mut current: Option<(Target, Plan)> = None;
     let mut counts = None;
     let mut measured = None;
-    let mut seen = false;
+    let (mut seen, mut failing) = (None::<Surroundings>, 0);
     let mut look = |target: Option<&Target>, measured: &mut Option<Instant>| {
-        let program = target.and_then(|target| target.content.as_ref());
-        let due = measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY);
-        let Some(program) = program.filter(|_| due) else { return Ok(()) };
+        let Some(program) = target.and_then(|target| target.content.as_ref()) else {
+            // What is said of the surroundings is forgotten then, too.
+            seen = None;
+            return Ok(());
+        };
+        if measured.is_some_and(|at| at.elapsed() < MEASURE_EVERY) {
+            return Ok(());
+        }
         *measured = Some(Instant::now());
         match measure(program) {
             Ok((mtu, surroundings)) => {
-                seen = true;
+                seen = Some(surroundings.clone());
+                failing = 0;
                 news.send(News::Mtu(Ok(mtu)))?;
                 news.send(News::Surroundings(Box::new(surroundings)))
             }
             Err(error) => {
                 let error = error.to_string();
-                // What was seen once goes on counting. That nothing was seen yet must not pass for nothing being there.
-                if !seen {
-                    news.send(News::Surroundings(Box::new(Surroundings::unseen(&error))))?;
+                failing += 1;
+                // What was seen goes on counting for a while. That nothing was seen must not pass for nothing being there.
+                if seen.is_none() || failing >= BLIND {
+                    let unseen = seen.clone().unwrap_or_default().unseen(&error);
+                    news.send(News::Surroundings(Box::new(unseen)))?;
                 }
                 news.send(News::Mtu(Err(error)))
             }
@@ -186,4 +196,75 @@ pub fn look_around(peers: impl Iterator<Item = IpAddr>) -> Result<surroundings::
     }
     let (all, unread) = Switches::of_all();
     Ok(surroundings::Facts { links, routes, ways, all, unread })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, mpsc};
+
+    use secureoverlay_common::{ring::Ring, uid::Uid, wire::End};
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::model_kernel::ModelKernel;
+
+    /// What is told of the surroundings when each target is followed by a look that goes like this.
+    fn told(run: &[(Stage, bool, Result<&str, ()>)]) -> Vec<Vec<String>> {
+        let uid = |n| Uid::from_random([n; 16]);
+        let local = End { addr: [192, 0, 2, 1].into(), node: uid(1), boot: uid(101) };
+        let ring = Arc::new(Ring::off(1, None));
+        let program = Program { ring, local, peers: Arc::default(), probe_port: 0 };
+        let (targets, jobs) = mpsc::channel();
+        for &(stage, content, _) in run {
+            targets.send(Target { stage, content: content.then(|| program.clone()) }).unwrap();
+        }
+        drop(targets);
+        let mut looks = run.iter().filter(|(_, content, _)| *content).map(|(.., look)| *look);
+        let measure = |_: &Program| match looks.next().expect("no look without a target") {
+            Ok(around) => {
+                let around = [around.to_owned()].into();
+                Ok((mtu::Facts::default(), Surroundings { around, ..Surroundings::default() }))
+            }
+            Err(()) => Err(KernelError::NoAnswer { doing: "reading the routes" }),
+        };
+        let (reports, mut news) = unbounded_channel();
+        let mut kernel = ModelKernel { local: Some(local.addr), ..ModelKernel::default() };
+        let mut kernel = Some(&mut kernel);
+        let open = || Ok(kernel.take().expect("it is opened once"));
+        work(open, measure, Default::default(), &jobs, &reports);
+        drop(reports);
+        let mut all = Vec::new();
+        while let Ok(news) = news.try_recv() {
+            if let News::Surroundings(surroundings) = news {
+                all.push(surroundings.obstacles().into_iter().collect());
+            }
+        }
+        all
+    }
+
+    fn blind(all: &[String]) -> bool {
+        all.iter().any(|text| text.contains("can't be seen"))
+    }
+
+    #[test]
+    fn what_was_seen_counts_until_three_looks_in_a_row_have_failed() {
+        let on = |look| (Stage::Normal, true, look);
+        let fail = on(Err(()));
+        let all = told(&[on(Ok("a")), fail, fail, on(Ok("b")), fail, fail]);
+        assert_eq!(all, [["a"], ["b"]]);
+        let all = told(&[on(Ok("a")), fail, fail, fail, fail, on(Ok("b"))]);
+        assert_eq!(all.len(), 4, "{all:?}");
+        assert!(all[1..3].iter().all(|all| blind(all) && all.contains(&"a".to_owned())), "{all:?}");
+        assert_eq!((&all[0][..], &all[3][..]), (&["a".to_owned()][..], &["b".to_owned()][..]));
+    }
+
+    #[test]
+    fn what_was_seen_before_encryption_was_off_does_not_count_after_it() {
+        let all = told(&[
+            (Stage::Normal, true, Ok("a")),
+            (Stage::Gone, false, Err(())),
+            (Stage::Normal, true, Err(())),
+        ]);
+        assert!(all.len() == 2 && blind(&all[1]) && all[1].len() == 1, "{all:?}");
+    }
 }

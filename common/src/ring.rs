@@ -227,6 +227,13 @@ impl Ring {
         self.with_role(Role::Active)
     }
 
+    /// Whether it was just begun: its generations are staged, and nobody has sent with one of this ring.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        !self.generations.is_empty()
+            && self.generations.iter().all(|generation| generation.role == Role::Staged)
+    }
+
     /// The highest id of its generations, 0 without any.
     #[must_use]
     pub fn newest(&self) -> u64 {

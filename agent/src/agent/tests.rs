@@ -408,6 +408,21 @@ fn a_removal_without_ring_and_nodes_goes_by_what_the_kernel_holds() {
     assert!(run.agent.removed());
     assert_eq!(count(&kernel), (0, 0));
 
+    // A ring that was just begun does not say what the kernel holds from before it.
+    let mut kernel = ModelKernel::default();
+    let mut run = Run::encrypting(&mut kernel, shown(document(1, Enforcement::Enforcing, &[1])));
+    let begun = String::from_utf8(document(2, Enforcement::Permissive, &[2])).unwrap();
+    run.tell(shown(begun.replace("role: active", "role: staged").into_bytes()));
+    run.pass(SECOND);
+    assert_eq!(run.agent.acknowledgement().unwrap().enforcement, Enforcement::Enforcing);
+    run.log.clear();
+    run.tell(Event::DaemonSet(Some(Sighting::Absent)));
+    run.pass(20 * SECOND);
+    let steps: Vec<_> = run.log.iter().map(|(stage, ..)| *stage).collect();
+    assert_eq!(steps.first(), Some(&Stage::Optional));
+    assert!(run.agent.removed());
+    assert_eq!(count(&kernel), (0, 0));
+
     // Where DaemonSets can't be read, nobody insists, and there is less time.
     let mut kernel = ModelKernel::default();
     Run::encrypting(&mut kernel, permissive());

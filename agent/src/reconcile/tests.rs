@@ -154,6 +154,58 @@ fn a_wiped_ring_costs_nothing() {
 }
 
 #[test]
+fn beside_a_new_ring_what_was_insisted_on_goes_on_until_the_ring_has_something_to_send_with() {
+    use Role::{Active, Retiring, Staged};
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let inbound = |n: u8| PolicyId::tunnel(Direction::In, Net::host(addr(n)), Net::host(addr(1)));
+    let with_excluded = |who: u8| {
+        let mut peers = peers(&[(2, 2), (3, 3), (4, 4), (5, 5)]);
+        peers.get_mut(&addr(who)).unwrap().excluded = true;
+        peers
+    };
+    let of = |enforcement, generations: &[(u8, Role)], peers: &Peers, stage| {
+        desired(&ring(enforcement, generations), &end(1, 1), peers, stage)
+    };
+    let enforcing = of(Enforcement::Enforcing, &[(1, Active)], &with_excluded(4), Stage::Normal);
+    Reconciler::new(&mut kernel).run(&enforcing, now).unwrap();
+    let (held, anew) =
+        (kernel.clone(), |peers: &Peers, stage| of(Enforcement::Permissive, &[(2, Staged)], peers, stage));
+
+    // With the agent that knew the former ring, or another one.
+    let mut reconciler = Reconciler::new(&mut kernel);
+    for _ in 0..2 {
+        let outcome = reconciler.run(&anew(&with_excluded(4), Stage::Normal), now).unwrap();
+        assert!(outcome.is_complete() && outcome.insists && !outcome.silent);
+        assert_eq!(reconciler.kernel.policies, held.policies);
+    }
+    // A node that came has no policy: the blocks stop it. Who is excluded is known.
+    let outcome = reconciler.run(&anew(&with_excluded(5), Stage::Normal), now).unwrap();
+    assert!(outcome.is_complete() && outcome.insists);
+    let action = |kernel: &ModelKernel, id| kernel.policies.get(&id).map(|policy| policy.action);
+    for (n, expected) in [(3, Some(Some(Action::Esp(None)))), (4, None), (5, Some(Some(Action::Allow)))] {
+        assert_eq!(action(reconciler.kernel, inbound(n)), expected, "{n}");
+    }
+    assert_eq!([4, 5].map(|n| action(reconciler.kernel, out(n))), [None, Some(Some(Action::Allow))]);
+
+    // What has a meaning of its own, and any step down, ends it.
+    for plan in [
+        anew(&with_excluded(4), Stage::Optional),
+        of(Enforcement::Permissive, &[(1, Retiring), (2, Staged)], &with_excluded(4), Stage::Normal),
+        of(Enforcement::Permissive, &[(2, Active)], &with_excluded(4), Stage::Normal),
+        of(Enforcement::Permissive, &[(2, Retiring)], &with_excluded(4), Stage::Normal),
+        of(Enforcement::Off, &[], &with_excluded(4), Stage::Normal),
+    ] {
+        let mut kernel = held.clone();
+        let outcome = Reconciler::new(&mut kernel).run(&plan, now).unwrap();
+        assert!(!outcome.insists, "{plan:?}");
+    }
+    // Where nothing was insisted on, nothing is.
+    let mut kernel = ModelKernel { local: Some(addr(1)), ..ModelKernel::default() };
+    let outcome = Reconciler::new(&mut kernel).run(&anew(&with_excluded(4), Stage::Normal), now).unwrap();
+    assert!(!outcome.insists && outcome.silent);
+}
+
+#[test]
 fn a_peer_that_rebooted_gets_new_keys_and_one_that_left_none() {
     let (mut kernel, now) = (kernel(), Instant::now());
     let ring = ring(Enforcement::Permissive, &[(1, Role::Active)]);

@@ -43,6 +43,10 @@ pub(super) fn first(ring: &Ring, facts: &Facts, goal: Goal) -> Option<Decision> 
     if goal != Goal::Off || (retiring && active) {
         return None;
     }
+    // Beside a first generation, nodes go on insisting as before it, until it is active.
+    if ring.is_first() && matches!(facts.nobody_insists, Answer::Awaits { .. }) {
+        return None;
+    }
     let (answer, awaited, action, reason) = if silenced {
         (&facts.nobody_sends, "every node stops to encrypt", Action::Quit, "nobody encrypts any more")
     } else {

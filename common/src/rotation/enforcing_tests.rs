@@ -107,6 +107,17 @@ fn each_step_down_waits_for_the_one_before() {
 }
 
 #[test]
+fn what_is_insisted_on_beside_a_first_generation_ends_when_that_is_active() {
+    let mut run = Run::new(Goal::Off);
+    let insisting = Facts { nobody_insists: awaits(), all_receive: awaits(), newest: 7, ..yes() };
+    assert_eq!(run.steps(&insisting), [Action::Begin], "without a ring, nodes go on as before");
+    let received = Facts { all_receive: Answer::Yes, ..insisting };
+    assert_eq!(run.steps(&received), [Action::Activate], "and with nothing but a staged generation too");
+    assert_eq!(run.decide(&received).action, Action::Wait);
+    assert_eq!(run.steps(&yes()), [Action::Silence, Action::Quit]);
+}
+
+#[test]
 fn a_drain_ends_first_and_a_staged_generation_is_dropped() {
     let mut run = Run::settled(Goal::Permissive);
     run.now = run.now.checked_add(SignedDuration::from_hours(12)).unwrap();

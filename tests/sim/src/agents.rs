@@ -269,7 +269,10 @@ impl World {
                 .program
                 .as_ref()
                 .is_some_and(|program| program.ring.enforcement == Enforcement::Enforcing);
-        machine.insists = enforcing && (machine.insists || complete);
+        // Beside a ring that was begun anew, what was insisted on goes on.
+        let begun = known.stage == Stage::Normal
+            && known.program.as_ref().is_some_and(|program| program.ring.is_first());
+        machine.insists = (enforcing && complete) || (machine.insists && (enforcing || begun));
         let quiet = complete && outcome.changed == 0;
         process.outcome = Some(outcome);
         machine.attempted = Some(known.clone());
