@@ -550,6 +550,27 @@ async fn relenting_needs_nobodys_word() {
 }
 
 #[tokio::test]
+async fn who_has_to_relent_again_has_the_whole_time_again() {
+    let mut case = insisting(2).await;
+    case.speak();
+    case.settle().await;
+    case.speak();
+    let (fake, enforcing) = (case.fake().clone(), case.fake().ring());
+    case.annotate(ENFORCE, "permissive");
+    case.settle().await;
+    fake.state().nodes.insert(name(2), node(2, "False"));
+    case.speak_of([1]);
+    case.settle().await;
+    case.bench.advance(LIMIT);
+    fake.set(enforcing.to_yaml().as_bytes());
+    case.annotate(ENFORCE, "off");
+    assert_eq!(case.settle().await, [(1, Active)], "node-2 insists");
+    assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
+    case.bench.advance(LIMIT);
+    assert_eq!(case.settle().await, [(1, Retiring)], "it is left behind");
+}
+
+#[tokio::test]
 async fn somebody_asks_for_the_way_down_and_up_again() {
     let mut case = insisting(2).await;
     case.speak();
