@@ -28,6 +28,8 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 const REKEY_PAUSE: Duration = Duration::from_secs(5);
 /// Somebody who presses on still gives the nodes this long.
 const PRESSED: Duration = Duration::from_secs(30);
+/// Characters of what speaks against insisting: it comes from a node, and goes into Events and objects.
+const OBSTACLE: usize = 300;
 /// When to look again though nothing is known to change.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -76,9 +78,11 @@ pub struct Acknowledgement {
     pub enforcement: Enforcement,
     /// Why it would be a lie to insist here, in sentences for people: something lets traffic past the policies.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 400)))]
     pub obstacles: BTreeSet<String>,
     /// Peers, by Node UID, that ESP did not reach, or did not come back from; absent until that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
     pub unreachable: Option<BTreeSet<Uid>>,
 }
 
@@ -417,7 +421,7 @@ fn names<'e, 's: 'e>(nodes: impl Iterator<Item = &'e Expected<'s>>) -> BTreeSet<
 fn obstacle(expected: &[Expected<'_>]) -> Option<String> {
     expected.iter().find_map(|expected| {
         let obstacle = expected.said?.obstacles.first()?;
-        Some(format!("{}: {obstacle}", expected.node.name))
+        Some(format!("{}: {obstacle}", expected.node.name).chars().take(OBSTACLE).collect())
     })
 }
 

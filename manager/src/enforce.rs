@@ -2,7 +2,10 @@
 //!
 //! As `rotate`, it only writes an annotation, with the rights that the manager has.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -19,6 +22,12 @@ use crate::{
     asking::{self, Awaited, LOOK, NOT_TAKEN_UP, TAKEN_UP, readable},
     store::Store,
 };
+
+/// What to say when it is not insisted yet.
+const NOT_INSISTED: &str = "not yet: a manager that goes by time, as under MKE's manifest, never insists. One that goes by \
+     the nodes' word says what it waits for in Events of the Secret and in the column AWAITED (kubectl get nodeencryptions)";
+/// What to say when nobody makes a key.
+const NO_KEY: &str = "nothing is to be encrypted; a node that still holds a key from before, of a ring that was wiped, goes on with it";
 
 /// What `--enforcement` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -129,15 +138,17 @@ async fn follow(client: &Client, asked: Enforcement) -> anyhow::Result<()> {
         if state != said {
             println!("{state}");
         }
-        if reached(ring, asked) {
+        let revision = ring.map(|ring| ring.revision);
+        let unchanged = *first.get_or_insert(revision) == revision;
+        let waited = start.elapsed();
+        if reached(ring, asked, waited) {
+            if ring.is_none() {
+                println!("{NO_KEY}");
+            }
             return Ok(());
         }
-        let before = *first.get_or_insert_with(|| ring.map(|ring| ring.revision));
-        if !hinted && before == ring.map(|ring| ring.revision) && start.elapsed() > TAKEN_UP {
-            // Where nodes are awaited, it has.
-            if asked != Enforcement::Enforcing {
-                eprintln!("{NOT_TAKEN_UP}");
-            }
+        if let Some(hint) = hint(asked, unchanged, waited).filter(|_| !hinted) {
+            eprintln!("{hint}");
             hinted = true;
         }
         said = state;
@@ -167,11 +178,23 @@ fn describe(ring: Option<&Ring>) -> String {
     }
 }
 
-/// Whether the ring is where it was asked to be.
-fn reached(ring: Option<&Ring>, asked: Enforcement) -> bool {
-    ring.is_some_and(|ring| {
-        ring.enforcement == asked && (asked == Enforcement::Off || ring.active().is_some())
-    })
+/// Whether the ring is where it was asked to be, `waited` after that.
+fn reached(ring: Option<&Ring>, asked: Enforcement, waited: Duration) -> bool {
+    let off = asked == Enforcement::Off;
+    match ring {
+        Some(ring) => ring.enforcement == asked && (off || ring.active().is_some()),
+        // Of a ring that was wiped, a manager makes another one first where it knows that nodes hold keys.
+        None => off && waited > TAKEN_UP,
+    }
+}
+
+/// What to say where it takes long. `unchanged`: the ring is as it was when it was asked for.
+fn hint(asked: Enforcement, unchanged: bool, waited: Duration) -> Option<&'static str> {
+    match asked {
+        _ if waited <= TAKEN_UP => None,
+        Enforcement::Enforcing => Some(NOT_INSISTED),
+        Enforcement::Permissive | Enforcement::Off => unchanged.then_some(NOT_TAKEN_UP),
+    }
 }
 
 #[cfg(test)]
@@ -219,12 +242,38 @@ mod tests {
         for (ring, there, text) in rings {
             assert_eq!(describe(ring.as_ref()), text);
             for asked in Enforcement::ALL {
-                assert_eq!(reached(ring.as_ref(), asked), there == Some(asked), "{text}, {asked:?}");
+                let reached = reached(ring.as_ref(), asked, TAKEN_UP);
+                assert_eq!(reached, there == Some(asked), "{text}, {asked:?}");
             }
         }
         let mut pending = ring(Permissive, &["active"]);
         pending.pending.insert("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b001".parse().unwrap());
         assert!(describe(Some(&pending)).ends_with("accepted, 1 nodes pending"));
+    }
+
+    #[test]
+    fn where_nobody_makes_a_key_it_is_off() {
+        let long = TAKEN_UP + LOOK;
+        for asked in Enforcement::ALL {
+            assert_eq!(reached(None, asked, long), asked == Enforcement::Off, "{asked:?}");
+        }
+        assert!(!reached(Some(&ring(Enforcement::Permissive, &["active"])), Enforcement::Off, long));
+    }
+
+    #[test]
+    fn nobody_waits_in_silence() {
+        use Enforcement::{Enforcing, Off, Permissive};
+        let long = TAKEN_UP + LOOK;
+        for asked in [Off, Permissive, Enforcing] {
+            assert_eq!(hint(asked, true, TAKEN_UP), None, "{asked:?}");
+        }
+        for unchanged in [false, true] {
+            // By time the ring gets its generations, and stays permissive.
+            assert!(hint(Enforcing, unchanged, long).unwrap().contains("never insists"));
+            for asked in [Off, Permissive] {
+                assert_eq!(hint(asked, unchanged, long), unchanged.then_some(NOT_TAKEN_UP));
+            }
+        }
     }
 
     #[test]

@@ -188,22 +188,25 @@ impl Manager {
                 }
             }
         }
-        let by_word = self.chooser.acknowledged(now.monotonic).await?;
-        let view = if by_word {
-            self.cluster.want();
-            Some(self.cluster.view()?)
-        } else {
-            None
-        };
         let requests = held.requests;
         self.teller.asked(held.nonsense());
-        let mut look = self.look(ring.as_ref(), view, requests, now);
+        let mut look = self.look(ring.as_ref(), None, requests, now);
         let mut decision = self.decide(ring.as_ref(), installation, &look);
-        if by_word && needs_proof(decision.action) {
-            // What the watches have brought may be old: nodes may have come, and taken back what they said.
-            let fresh = view::list(&self.client).await?;
-            look = self.look(ring.as_ref(), Some(fresh), requests, clock());
+        if decision.action == Action::Relent {
+            // Whatever nodes say, and though nobody may be able to read it.
+            self.forget(now);
+            return self.act(held, ring.as_ref(), installation, &look, &decision).await;
+        }
+        if self.chooser.acknowledged(now.monotonic).await? {
+            self.cluster.want();
+            look = self.look(ring.as_ref(), Some(self.cluster.view()?), requests, now);
             decision = self.decide(ring.as_ref(), installation, &look);
+            if needs_proof(decision.action) {
+                // What the watches have brought may be old: nodes may have come, and taken back what they said.
+                let fresh = view::list(&self.client).await?;
+                look = self.look(ring.as_ref(), Some(fresh), requests, clock());
+                decision = self.decide(ring.as_ref(), installation, &look);
+            }
         }
         let awaited = || self.cluster.awaited();
         self.teller.waits(ring.as_ref(), &look.facts, look.goal, awaited, look.now.monotonic);
@@ -213,7 +216,8 @@ impl Manager {
         self.act(held, ring.as_ref(), installation, &look, &decision).await
     }
 
-    /// Nodes have nothing to read, or nothing that they can, so whatever they were given time for starts again.
+    /// Nodes have nothing to read, nothing that they can, or something else from now on: whatever they were given time
+    /// for starts again.
     fn forget(&mut self, now: Now) {
         self.timed.observe(None, now.monotonic);
         self.acknowledged.observe(View::default().sight(None, false), now.monotonic);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,8 @@ struct Wait<'f> {
     phase: (Uid, Step),
     nodes: &'f BTreeSet<String>,
     what: String,
+    /// What speaks against it.
+    obstacle: Option<&'f str>,
 }
 
 impl<'f> Wait<'f> {
@@ -65,16 +68,30 @@ impl<'f> Wait<'f> {
                 (Step::Receive, staged, &facts.all_receive, format!("receiving generation {}", staged.id))
             }
             (_, Some(active), None) if insists => {
-                let obstacle = facts.obstacle.as_ref().map(|obstacle| format!(": {obstacle}"));
-                let what = format!("insisting{}", obstacle.unwrap_or_default());
-                (Step::Insist, active, &facts.may_insist, what)
+                (Step::Insist, active, &facts.may_insist, "insisting".to_owned())
             }
             _ => return None,
         };
+        let obstacle = facts.obstacle.as_deref().filter(|_| step == Step::Insist);
         match answer {
-            Answer::Awaits { nodes, .. } => Some(Self { phase: (of.uid, step), nodes, what }),
+            Answer::Awaits { nodes, .. } => Some(Self { phase: (of.uid, step), nodes, what, obstacle }),
             Answer::Yes | Answer::In(_) => None,
         }
+    }
+
+    /// What `node` is told. What speaks against it elsewhere is none of its business.
+    fn what(&self, node: &str) -> String {
+        let own = self.obstacle.and_then(|obstacle| obstacle.strip_prefix(node)?.strip_prefix(": "));
+        format!("{}{}", self.what, Because(own))
+    }
+}
+
+/// What speaks against something, where anything does.
+struct Because<'o>(Option<&'o str>);
+
+impl fmt::Display for Because<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |obstacle| write!(f, ": {obstacle}"))
     }
 }
 
@@ -164,8 +181,7 @@ impl Waiting {
             words.count = wait.nodes.len();
             words.waited = now.saturating_duration_since(told.since);
             if words.waited >= QUIET {
-                wanted =
-                    wait.nodes.iter().take(NODES).map(|node| (node.clone(), wait.what.clone())).collect();
+                wanted = wait.nodes.iter().take(NODES).map(|node| (node.clone(), wait.what(node))).collect();
                 words.event = told.event(&wait, words.waited, self.limit, now);
             }
             told
@@ -200,7 +216,8 @@ impl Told {
         }
         self.event = Some((reason, now));
         let time = Human(Duration::from_secs(waited.as_secs()));
-        let mut note = format!("waiting for {time} for {}: {}", Names(wait.nodes), wait.what);
+        let (nodes, because) = (Names(wait.nodes), Because(wait.obstacle));
+        let mut note = format!("waiting for {time} for {nodes}: {}{because}", wait.what);
         if stalled {
             note.push_str(step.advice());
         }
@@ -337,6 +354,24 @@ mod tests {
         assert_eq!(case.words().count, 3);
         assert!(case.after(QUIET).event.unwrap().1.ends_with("no longer encrypting"));
         assert!(case.after(LIMIT).event.unwrap().1.contains("press-on=true"));
+    }
+
+    #[test]
+    fn a_node_is_told_of_its_own_obstacle_alone() {
+        let told = |obstacle: &str| {
+            let mut case = Case::new(&[(42, "active")], Answer::Yes);
+            (case.goal, case.facts.may_insist) = (Goal::Auto, awaits(2));
+            case.facts.obstacle = Some(obstacle.to_owned());
+            case.words();
+            let words = case.after(QUIET);
+            assert!(words.event.unwrap().1.ends_with(&format!("insisting: {obstacle}")));
+            words.awaited.into_values().map(Option::unwrap).collect::<Vec<_>>()
+        };
+        assert_eq!(told("node-02: a policy"), ["insisting", "insisting: a policy"]);
+        for others in ["node-03: a policy", "ESP does not pass between node-01 and node-02", "node-0: b", ""]
+        {
+            assert_eq!(told(others), ["insisting"; 2], "{others}");
+        }
     }
 
     #[test]

@@ -527,6 +527,54 @@ async fn insisting_is_checked_against_fresh_lists_and_not_done_in_doubt() {
 }
 
 #[tokio::test]
+async fn relenting_needs_nobodys_word() {
+    let mut case = insisting(2).await;
+    case.speak();
+    case.settle().await;
+    let fake = case.fake().clone();
+    assert_eq!(fake.ring().enforcement, Enforcement::Enforcing);
+    case.annotate(ENFORCE, "off");
+    let enforcing = fake.ring();
+    // Just started, the lists are not there yet; and then nobody says whether they may be read at all.
+    let mut other = Bench::with(&fake, options());
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews".to_owned();
+    for refused in [None, Some((review, StatusCode::INTERNAL_SERVER_ERROR))] {
+        fake.state().refuse_path = refused;
+        fake.set(enforcing.to_yaml().as_bytes());
+        assert_eq!(other.turn().await.unwrap(), Outcome::Written);
+        assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
+        assert_eq!(other.events(), [Reason::Relented]);
+    }
+    let error = other.turn().await.unwrap_err();
+    assert!(matches!(error, TurnError::Access(_)), "all the rest needs it: {error}");
+    fake.state().refuse_path = None;
+    let error = other.turn().await.unwrap_err();
+    assert!(matches!(error, TurnError::View(_)), "all the rest needs it: {error}");
+    assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
+}
+
+#[tokio::test]
+async fn who_has_to_relent_again_has_the_whole_time_again() {
+    let mut case = insisting(2).await;
+    case.speak();
+    case.settle().await;
+    case.speak();
+    let (fake, enforcing) = (case.fake().clone(), case.fake().ring());
+    case.annotate(ENFORCE, "permissive");
+    case.settle().await;
+    fake.state().nodes.insert(name(2), node(2, "False"));
+    case.speak_of([1]);
+    case.settle().await;
+    case.bench.advance(LIMIT);
+    fake.set(enforcing.to_yaml().as_bytes());
+    case.annotate(ENFORCE, "off");
+    assert_eq!(case.settle().await, [(1, Active)], "node-2 insists");
+    assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
+    case.bench.advance(LIMIT);
+    assert_eq!(case.settle().await, [(1, Retiring)], "it is left behind");
+}
+
+#[tokio::test]
 async fn somebody_asks_for_the_way_down_and_up_again() {
     let mut case = insisting(2).await;
     case.speak();

@@ -106,6 +106,21 @@ fn the_definition_is_the_programs() {
     assert_eq!(*definition, generated, "put what `ucp-secureoverlay-mgr crd` prints into the manifest");
 }
 
+/// One agent's account can write all objects: what is read from them has an end.
+#[test]
+fn what_is_said_in_sentences_is_bounded() {
+    let generated = serde_json::to_value(node_encryption::definition()).unwrap();
+    let version = &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let status = &version["properties"]["status"]["properties"];
+    let said = &status["acknowledgement"]["properties"];
+    assert_eq!(
+        (&said["obstacles"]["maxItems"], &said["obstacles"]["items"]["maxLength"]),
+        (&json!(32), &json!(400))
+    );
+    assert_eq!(said["unreachable"]["maxItems"], 128);
+    assert_eq!(status["awaited"]["maxLength"], 400);
+}
+
 /// What the API server makes of v1 since 1.20: structural schemas, in which only some keywords are known.
 #[test]
 fn the_definition_is_structural() {
@@ -125,6 +140,7 @@ fn the_definition_is_structural() {
             "maximum",
             "minLength",
             "maxLength",
+            "maxItems",
             "pattern",
             "enum",
         ];

@@ -74,6 +74,7 @@ pub struct NodeEncryptionStatus {
     pub message: String,
     /// What the manager waits for, in its words: "receiving generation 43". Only it writes this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 400))]
     pub awaited: Option<String>,
     /// `Ready`, `KeysValid`, `MtuValid`, `PeersProgrammed`, `CoverageComplete`, `EspReachable`.
     #[serde(default)]

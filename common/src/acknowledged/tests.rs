@@ -376,6 +376,8 @@ fn insisting_takes_everybody_and_nothing_against_it() {
     let mut case = Case::new(&ACTIVE);
     case.second().obstacles.extend(["a policy of somebody else comes first".to_owned()]);
     assert_eq!(case.observe().obstacle.unwrap(), "node-2: a policy of somebody else comes first");
+    case.second().obstacles = ["ö".repeat(10_000)].into();
+    assert_eq!(case.observe().obstacle.unwrap().chars().count(), OBSTACLE, "whatever a node says");
     case.nodes[1].ready = false;
     case.now += LIMIT;
     assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "that does not go away by waiting");
