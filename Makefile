@@ -16,8 +16,9 @@ CARGO := cargo --locked
 LAB := cargo lab
 
 # Every scenario of the gate. They share one lab, and neighbours that can an installation.
-SCENARIOS := encrypt esp-blocked enable delete wire suites disable rotate rotate-faults straggler flush limits junk reboot upgrade \
-	crash join-leave partition rotate-timed reapply not-a-removal mke-manifest foreign intruder leaks mtu bench-netlink
+SCENARIOS := encrypt enable esp-blocked delete wire suites disable rotate straggler flush limits junk reboot upgrade crash \
+	join-leave rotate-faults partition rotate-timed reapply not-a-removal mke-manifest foreign intruder leaks mtu \
+	bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
 
