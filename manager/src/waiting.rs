@@ -60,7 +60,8 @@ impl<'f> Wait<'f> {
             (Some(old), None, None) if goal == Goal::Off => {
                 (Step::FallSilent, old, &facts.nobody_sends, "no longer encrypting".to_owned())
             }
-            (_, active, staged) if goal == Goal::Off && permissive => {
+            // Beside a first generation, whoever insists goes on until it is active.
+            (_, active, staged) if goal == Goal::Off && permissive && !ring.is_first() => {
                 let what = "accepting plaintext again".to_owned();
                 (Step::AcceptPlaintext, active.or(staged)?, &facts.nobody_insists, what)
             }
@@ -350,6 +351,9 @@ mod tests {
         case.goal = Goal::Off;
         assert_eq!((case.words().count, case.words().waited), (2, Duration::ZERO));
         assert!(case.after(QUIET).event.unwrap().1.ends_with("accepting plaintext again"));
+        case.ring = ring(&[(42, "staged")]);
+        case.facts.all_receive = awaits(4);
+        assert_eq!(case.words().count, 4, "it is used before anybody stops insisting");
         case.ring = ring(&[(42, "retiring")]);
         assert_eq!(case.words().count, 3);
         assert!(case.after(QUIET).event.unwrap().1.ends_with("no longer encrypting"));
