@@ -88,7 +88,8 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         acknowledgement: Some(said.clone()),
         revision: ring.map_or(0, |ring| ring.revision),
         enforcement: enforcement.name().to_owned(),
-        sends: ids(&|generation| said.sends == Some(generation.uid)),
+        // Where every peer is pending, it sends with the active one to all of the others, and there are none.
+        sends: ids(&|generation| said.sends == Some(generation.uid) && !said.silent),
         receives: ids(&|generation| said.receives.contains_key(&generation.uid)),
         peers: format!("{}/{}", seen.peers.0, seen.peers.1),
         mtu: seen.mtu.map_or_else(
@@ -319,6 +320,23 @@ mod tests {
             assert_eq!(states(&status)[4], ("CoverageComplete", "False", "TrafficPasses"));
             assert_eq!(status.conditions[4].message, "a policy");
         }
+    }
+
+    #[test]
+    fn a_node_that_encrypts_to_nobody_sends_with_nothing() {
+        let (said, target) = (Acknowledgement { silent: true, ..said() }, target(Stage::Normal));
+        let seen = Seen {
+            said: &said,
+            applied: Some(&target),
+            ring_problem: None,
+            peers: (2, 2),
+            mtu: None,
+            kernel: None,
+            nodes: None,
+            surroundings: None,
+            reach: &Reach::NotProbed,
+        };
+        assert_eq!(wanted(&seen).status.sends, "none");
     }
 
     #[test]
