@@ -9,12 +9,12 @@ use secureoverlay_sim::{
 /// Worlds in which a variant must show itself.
 const WORLDS: u64 = 60;
 
+/// The program does this with all of them, and fails unless each is caught: `make sim`.
 #[test]
-fn every_wrong_variant_is_caught() {
-    for variant in Variant::ALL {
-        let caught = run::catch(variant, 1, WORLDS);
-        assert!(caught.violation.is_some(), "{variant:?} was not caught in {WORLDS} worlds");
-    }
+fn a_wrong_variant_is_caught() {
+    let variant = Variant::ActivateUnacknowledged;
+    let caught = run::catch(variant, 1, WORLDS);
+    assert!(caught.violation.is_some(), "{variant:?} was not caught in {WORLDS} worlds");
 }
 
 #[test]
