@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use secureoverlay_prober::summary::Direction;
 
 use super::cluster::until;
 use super::enforcing::{self, Totals};
@@ -55,11 +56,14 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     watched.check_delivered(report);
     let plain = wire::watch_for(&all, "while it is excluded", Duration::from_secs(3))?;
     plain.check_delivered(report);
-    // To and from the excluded node: as many directions as the others have with it.
-    let clear = 2 * others.len() as u64 * plain.probes.sent / all.pairs() as u64;
+    let with_it = |it: &&Direction| it.from == moving.name || it.to == moving.name;
+    let clear: u64 = plain.probes.directions.iter().filter(with_it).map(|it| u64::from(it.sent)).sum();
     report.check(
         plain.wire.ipip >= clear && plain.wire.esp >= plain.probes.sent - clear,
-        format!("{} in the clear, {} ESP, of {} sent", plain.wire.ipip, plain.wire.esp, plain.probes.sent),
+        format!(
+            "{} in the clear for {clear} with the excluded node, {} ESP, of {} sent",
+            plain.wire.ipip, plain.wire.esp, plain.probes.sent
+        ),
     );
     note("it is included again");
     lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE}-")])?;
