@@ -29,6 +29,8 @@ pub struct Memory {
     unexplained: BTreeMap<SaId, Instant>,
     /// Outbound SAs that are known to be lost, so that each is counted once.
     lost: BTreeSet<SaId>,
+    /// What turned plaintext away after the last run: beside a ring that was begun anew, nobody else remembers it.
+    insisting: BTreeMap<PolicyId, Action>,
 }
 
 /// Operations in the order in which they are safe, in classes with a barrier after each: what depends on an earlier
@@ -153,7 +155,17 @@ pub fn diff(
     diff.entries
         .extend(burnt.into_iter().map(|(generation, incarnation)| Entry::Burnt { generation, incarnation }));
     count_losses(&mut diff, memory);
-    plan_policies(&mut diff, plan, &policies);
+    let mut wanted = plan.policies.clone();
+    if plan.insists_as_before {
+        let held = policies.values().filter(|found| found.owner == Owner::Ours);
+        let held = held.filter_map(|found| Some((found.id, found.action?)));
+        let before = std::mem::take(&mut memory.insisting).into_iter().chain(held);
+        for (id, action) in before.filter(insisting) {
+            wanted.entry(id).or_insert(action);
+        }
+    }
+    plan_policies(&mut diff, &wanted, &policies);
+    memory.insisting = wanted.into_iter().filter(insisting).collect();
     remove_policies(&mut diff, plan, &policies);
     // Of a ring that follows the one before, what was retiring was dropped on purpose. One that shares no generation
     // with it was wiped, or is an old one that was restored: it says nothing about why something is gone.
@@ -270,8 +282,17 @@ fn count_losses(diff: &mut Diff, memory: &mut Memory) {
     memory.lost = lost;
 }
 
-fn plan_policies(diff: &mut Diff, plan: &Plan, policies: &BTreeMap<PolicyId, &ActualPolicy>) {
-    for (id, action) in &plan.policies {
+/// Whether a policy turns plaintext away that is not a probe.
+fn insisting((id, action): &(PolicyId, Action)) -> bool {
+    !id.is_probe() && matches!(action, Action::Block | Action::Esp(None))
+}
+
+fn plan_policies(
+    diff: &mut Diff,
+    wanted: &BTreeMap<PolicyId, Action>,
+    policies: &BTreeMap<PolicyId, &ActualPolicy>,
+) {
+    for (id, action) in wanted {
         let policy = Policy { id: *id, action: *action };
         let op = match policies.get(id) {
             None => Op::AddPolicy(policy),

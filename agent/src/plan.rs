@@ -40,7 +40,7 @@ pub struct Plan {
     pub policies: BTreeMap<PolicyId, Action>,
     /// Whom this plan sends with.
     pub sender: Sender,
-    /// What the kernel turns away now, it goes on turning away.
+    /// What turns plaintext away now goes on, and is put back if somebody takes it away.
     pub insists_as_before: bool,
     /// Address and SPI that this node sends with, for each generation. Outbound SAs with them live as long as the
     /// generation, even when their peer is gone: a peer that comes back must not make us install a key again.

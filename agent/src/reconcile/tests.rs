@@ -178,6 +178,16 @@ fn beside_a_new_ring_what_was_insisted_on_goes_on_until_the_ring_has_something_t
         assert!(outcome.is_complete() && outcome.insists && !outcome.silent);
         assert_eq!(reconciler.kernel.policies, held.policies);
     }
+    // What somebody takes away is put back, but for the way out: that is blocked.
+    let sending = |action| matches!(action, Some(Action::Esp(Some(_))));
+    reconciler.kernel.policies.clear();
+    for _ in 0..2 {
+        let outcome = reconciler.run(&anew(&with_excluded(4), Stage::Normal), now).unwrap();
+        assert!(outcome.is_complete() && outcome.insists);
+        let mut left = held.policies.clone();
+        left.retain(|_, policy| !sending(policy.action));
+        assert_eq!(reconciler.kernel.policies, left);
+    }
     // A node that came has no policy: the blocks stop it. Who is excluded is known.
     let outcome = reconciler.run(&anew(&with_excluded(5), Stage::Normal), now).unwrap();
     assert!(outcome.is_complete() && outcome.insists);

@@ -46,6 +46,8 @@ impl World {
         let forgetful = self.variant == Some(Variant::RecreateLost);
         let (name, boot) = (self.machines[at].name.clone(), self.boot_of(self.machines[at].boot));
         let machine = &mut self.machines[at];
+        // Nothing is left from which a new process could know what was insisted on beside a former ring.
+        machine.insists &= !machine.flushed;
         let socket = Socket { tables: machine.tables.clone(), policies_first, late: Vec::new() };
         let journal = if forgetful { Journal::default() } else { Journal::open(&machine.journal, boot) };
         machine.process = Some(Process {

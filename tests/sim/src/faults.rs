@@ -332,6 +332,8 @@ impl World {
         let machine = &mut self.machines[at];
         machine.tables.borrow_mut().delete(|rng| rng.below(100) < states, |rng| rng.below(100) < policies);
         machine.flushed = true;
+        // As in `start_agent`, where it has not looked yet.
+        machine.insists &= machine.process.as_ref().is_none_or(|process| process.outcome.is_some());
         // What is of a generation that no ring has any more can't be made again.
         self.understood.retain(|(_, to), _| *to != at);
         self.dirty.insert(at);
