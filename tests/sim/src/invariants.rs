@@ -243,7 +243,9 @@ impl World {
     pub fn check_insist(&mut self, nodes: &[NodeFacts]) {
         let counts = |machine: &&Machine| {
             let node = nodes.iter().find(|node| node.uid.is_some() && node.uid == machine.uid);
-            machine.live && !machine.flushed && node.is_some_and(|node| node.ready && !node.excluded)
+            // Until the kubelet tells of a boot nobody knows of it, and no pod sends there.
+            let known = node.is_some_and(|node| node.boot.is_none_or(|boot| boot == machine.boot));
+            machine.live && !machine.flushed && known && node.is_some_and(|node| node.ready && !node.excluded)
         };
         let machines: Vec<&Machine> = self.machines.iter().filter(counts).collect();
         let mut wrong = None;
