@@ -275,6 +275,11 @@ impl World {
         let begun = known.stage == Stage::Normal
             && known.program.as_ref().is_some_and(|program| program.ring.is_first());
         machine.insists = (enforcing && complete) || (machine.insists && (enforcing || begun));
+        if complete {
+            machine.let_through.clear();
+        }
+        let peers = known.program.iter().flat_map(|program| program.peers.values());
+        machine.let_through.extend(peers.filter(|peer| peer.excluded).map(|peer| peer.end.addr));
         let quiet = complete && outcome.changed == 0;
         process.outcome = Some(outcome);
         machine.attempted = Some(known.clone());

@@ -318,6 +318,7 @@ impl World {
         machine.claims.clear();
         machine.receives.clear();
         machine.insists = false;
+        machine.let_through.clear();
         machine.burnt.clear();
         self.dirty.insert(at);
         // The kubelet comes first, most of the time.

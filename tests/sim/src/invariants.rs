@@ -72,11 +72,9 @@ impl World {
         if !machine.live || !machine.insists || machine.flushed {
             return;
         }
-        // Whom it was last to take in may still be let through.
-        let programs = || both(machine).into_iter().flatten().filter_map(|known| known.program.as_ref());
-        let excluded =
-            |addr| programs().any(|program| program.peers.get(&addr).is_some_and(|peer| peer.excluded));
-        let peers = self.machines.iter().filter(|peer| peer.addr != machine.addr && !excluded(peer.addr));
+        // Whom it is to take in again may be let through until the kernel has followed.
+        let excluded = |addr| machine.let_through.contains(addr);
+        let peers = self.machines.iter().filter(|peer| peer.addr != machine.addr && !excluded(&peer.addr));
         let tables = machine.tables.borrow();
         let mut wrong = None;
         for peer in peers {

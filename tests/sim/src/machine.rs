@@ -75,6 +75,8 @@ pub struct Machine {
     pub receives: BTreeSet<Uid>,
     /// It has brought its kernel to enforcing in this boot, and was not told to relent since.
     pub insists: bool,
+    /// Whom it was to let through in the clear since the last target that it reached completely, and in that one.
+    pub let_through: BTreeSet<IpAddr>,
     /// Generations of which it can't go on without a new incarnation.
     pub burnt: BTreeSet<Uid>,
     /// Somebody else took SAs or policies away, which were not all repaired yet.

@@ -568,6 +568,7 @@ impl World {
             claims: BTreeMap::new(),
             receives: BTreeSet::new(),
             insists: false,
+            let_through: BTreeSet::new(),
             burnt: BTreeSet::new(),
             flushed: false,
             left_behind: None,
