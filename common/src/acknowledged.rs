@@ -86,6 +86,14 @@ pub struct Acknowledgement {
     pub unreachable: Option<BTreeSet<Uid>>,
 }
 
+impl Acknowledgement {
+    /// Under the incarnations of this very generation, to and from every peer.
+    fn encrypts_with(&self, active: &Generation) -> bool {
+        let receives = self.receives.get(&active.uid) == Some(&active.incarnations);
+        receives && self.sends == Some(active.uid) && self.encrypts
+    }
+}
+
 /// What the manager sees in one look.
 #[derive(Clone, Copy, Debug)]
 pub struct Sight<'s> {
@@ -118,6 +126,22 @@ impl<'s> Sight<'s> {
             expected: census.expected + 1,
             heard: census.heard + usize::from(expected.said.is_some()),
         })
+    }
+
+    /// The names of the nodes that pods may come to: they encrypt to every peer, and insist where the ring does. Those
+    /// that take no part may always have some.
+    #[must_use]
+    pub fn encrypting(&self) -> BTreeSet<String> {
+        let Some((ring, active)) = self.ring.and_then(|ring| Some((ring, ring.active()?))) else {
+            return BTreeSet::new();
+        };
+        let insists = |said: &Acknowledgement| said.enforcement == Enforcement::Enforcing;
+        let ready = |said: &Acknowledgement| {
+            said.encrypts_with(active) && (ring.enforcement != Enforcement::Enforcing || insists(said))
+        };
+        let excluded = self.nodes.iter().filter(|node| node.excluded);
+        let encrypting = self.expected().filter(|node| node.says(ready)).map(|expected| expected.node);
+        encrypting.chain(excluded).map(|node| node.name.clone()).collect()
     }
 
     fn expected(&self) -> impl Iterator<Item = Expected<'s>> {
@@ -290,10 +314,8 @@ impl Acknowledged {
         };
         let answer = self.all(expected, false, Duration::ZERO, |node| {
             let encrypts = |said: &Acknowledgement| {
-                let receives = said.receives.get(&active.uid) == Some(&active.incarnations);
                 let reaches = said.unreachable.as_ref().is_none_or(BTreeSet::is_empty);
-                let sends = said.sends == Some(active.uid) && said.encrypts;
-                receives && reaches && sends && said.revision == revision
+                said.encrypts_with(active) && reaches && said.revision == revision
             };
             gone(node) || (!is_pending(node) && node.says(encrypts))
         });

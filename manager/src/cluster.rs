@@ -37,10 +37,18 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Index {
-    nodes: Watched<NodeFacts>,
+    nodes: Watched<Seen>,
     said: Watched<Said>,
     /// Nodes whose word can't be read, as far as the log knows.
     malformed: BTreeSet<String>,
+}
+
+/// What a Node object says.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    facts: NodeFacts,
+    /// The keys of its taints.
+    taints: BTreeSet<String>,
 }
 
 /// What one watch has brought.
@@ -125,7 +133,7 @@ impl Cluster {
     /// Where one of them has brought nothing yet.
     pub fn view(&self) -> Result<View, ViewError> {
         let index = self.index();
-        let nodes = index.nodes.get(NODES)?.values().cloned().collect();
+        let nodes = index.nodes.get(NODES)?.values().map(|node| node.facts.clone()).collect();
         let said = index.said.get(ENCRYPTIONS)?.iter();
         let said = said.filter_map(|(name, said)| Some((name.clone(), said.acknowledgement.clone()?)));
         Ok(View { nodes, said: said.collect() })
@@ -139,12 +147,21 @@ impl Cluster {
         said.filter_map(|(name, said)| Some((name.clone(), said.awaited.clone()?))).collect()
     }
 
+    /// The names of the nodes with a taint of this key.
+    #[must_use]
+    pub fn tainted(&self, key: &str) -> BTreeSet<String> {
+        let index = self.index();
+        let nodes = index.nodes.known.iter().flatten();
+        nodes.filter(|(_, node)| node.taints.contains(key)).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Takes in what the watch of the Nodes yields.
     pub fn nodes(&self, item: watcher::Result<Event<WatchedNode>>) {
         let item = item.map(|event| {
             map(event, |node| {
+                let taints = node.taints();
                 let facts = NodeFacts::from(node);
-                (facts.name.clone(), facts)
+                (facts.name.clone(), Seen { facts, taints })
             })
         });
         self.take(NODES, item, |index| &mut index.nodes);

@@ -12,6 +12,7 @@ use crate::{
     rotate,
     schedule::{self, Schedule},
     source::Acknowledgements,
+    taint,
 };
 
 /// Owns the key ring of SecureOverlay, in the Secret kube-system/ucp-secureoverlay, and rotates it.
@@ -40,6 +41,17 @@ pub struct Config {
         value_parser = duration::parse_positive
     )]
     pub poll_interval: Duration,
+
+    /// Key of a taint that the manager removes from a node as soon as that encrypts to all others, for instance
+    /// secureoverlay.io/starting: who sets it keeps pods off nodes until then (--register-with-taints of the kubelet).
+    /// Needs acknowledgements, and the rights in manifests/startup-taint.yaml
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_STARTUP_TAINT",
+        value_name = "KEY",
+        value_parser = taint::parse_key
+    )]
+    pub startup_taint: Option<String>,
 
     /// Where /healthz, /readyz and /metrics are served
     #[arg(long, env = "SECUREOVERLAY_LISTEN", default_value = "0.0.0.0:9466", value_name = "ADDRESS")]
@@ -219,6 +231,7 @@ mod tests {
             ["--enforcement", "enforcing"],
             ["--unreachable-limit", "0s"],
             ["--time-zone", "Europe/Atlantis"],
+            ["--startup-taint", "starting:NoSchedule"],
         ] {
             assert!(Config::try_parse_from([&["mgr"], &args[..]].concat()).is_err(), "{args:?}");
         }

@@ -13,6 +13,7 @@ pub mod run;
 pub mod schedule;
 pub mod source;
 pub mod store;
+pub mod taint;
 pub mod telling;
 pub mod turn;
 pub mod view;

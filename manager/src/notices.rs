@@ -1,8 +1,10 @@
-//! What people are told by way of the API: Events about the Secret, and `status.awaited` of single nodes.
+//! What is written beside the ring: Events about the Secret, `status.awaited` of single nodes, and start-up taints that go.
 //!
 //! `kubectl describe secret` shows no Events; `kubectl -n kube-system get events` does.
 //!
 //! A rotation never waits for this: notices are queued, and dropped where the queue is full or the API server refuses.
+
+use std::collections::BTreeSet;
 
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
@@ -16,6 +18,8 @@ use secureoverlay_common::names::{NAMESPACE, SECRET};
 use secureoverlay_daemon::{client::describe, node_encryption::NodeEncryption};
 use serde_json::json;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::taint;
 
 /// More than one turn ever has to say.
 const QUEUE: usize = 100;
@@ -86,6 +90,27 @@ pub enum Notice {
         /// `None` where nothing is.
         what: Option<String>,
     },
+    /// A node encrypts: the start-up taint is to go.
+    Lift {
+        /// The node's name.
+        node: String,
+        /// The taint's key.
+        key: String,
+    },
+}
+
+impl Notice {
+    /// What fails when it can't be sent, and what to do.
+    const fn failure(&self) -> &'static str {
+        match self {
+            Self::Event { .. } => "cannot write Events; rotations go on",
+            Self::Awaited { .. } => "cannot write the status of nodes; rotations go on",
+            Self::Lift { .. } => {
+                "cannot remove the start-up taint, and pods stay off the node: may the manager get and patch Nodes, as \
+                 manifests/startup-taint.yaml lets it?"
+            }
+        }
+    }
 }
 
 /// Where notices are put.
@@ -110,19 +135,24 @@ impl Outbox {
 
 /// Sends what comes, for as long as something can come.
 pub async fn deliver(client: Client, mut notices: Receiver<Notice>) {
-    let mut failing = false;
+    let mut failing = BTreeSet::new();
     while let Some(notice) = notices.recv().await {
+        let failure = notice.failure();
+        let asked_for = matches!(notice, Notice::Lift { .. });
         match send(&client, notice).await {
-            Ok(()) => failing = false,
+            Ok(()) => {
+                failing.remove(failure);
+            }
             Err(error) => {
                 let error = describe(&error);
-                // MKE's manifest does not grant these rights, and all is well there.
-                if failing {
-                    tracing::debug!(error, "still cannot write Events or the status of nodes");
+                if !failing.insert(failure) {
+                    tracing::debug!(error, "still: {failure}");
+                } else if asked_for {
+                    tracing::warn!(error, "{failure}");
                 } else {
-                    tracing::info!(error, "cannot write Events or the status of nodes; rotations go on");
+                    // MKE's manifest does not grant these rights, and all is well there.
+                    tracing::info!(error, "{failure}");
                 }
-                failing = true;
             }
         }
     }
@@ -135,6 +165,7 @@ async fn send(client: &Client, notice: Notice) -> Result<(), kube::Error> {
             let events = Api::<Event>::namespaced(client.clone(), NAMESPACE);
             events.create(&PostParams::default(), &event).await.map(drop)
         }
+        Notice::Lift { node, key } => return taint::lift(client, &node, &key).await,
         Notice::Awaited { node, what } => {
             let patch = Patch::Merge(json!({"status": {"awaited": what}}));
             let encryptions = Api::<NodeEncryption>::all(client.clone());

@@ -41,6 +41,10 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where it can't start: port taken, no credentials.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        config.startup_taint.is_none() || config.rotation.acknowledgements != Acknowledgements::Timed,
+        "--startup-taint needs the nodes' word, which --acknowledgements=timed does without: nobody would ever remove the taint"
+    );
     let schedule = config.rotation.schedule(Timestamp::now()).map_err(anyhow::Error::msg)?;
     let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
@@ -69,6 +73,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         acknowledgements: config.rotation.acknowledgements,
         delay: config.rotation.propagation_delay,
         limit: config.rotation.unreachable_limit,
+        startup_taint: config.startup_taint.clone(),
         random: |bytes| SysRng.try_fill_bytes(bytes),
     };
     let cluster = Cluster::default();

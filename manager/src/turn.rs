@@ -25,10 +25,11 @@ use crate::{
     cluster::Cluster,
     installation::{InstallationError, Observer},
     metrics::{Metrics, WriteResult},
-    notices::Outbox,
+    notices::{Notice, Outbox},
     schedule::Schedule,
     source::{AccessError, Acknowledgements, Chooser},
     store::{Held, Requests, Store, StoreError, Written},
+    taint::Lifter,
     telling::{Act, Teller},
     view::{self, Trust, View, ViewError},
 };
@@ -107,6 +108,8 @@ pub struct Options {
     pub delay: Duration,
     /// How long a rotation waits for nodes that are not ready, where they do.
     pub limit: Duration,
+    /// Key of the taint that nodes have until they encrypt.
+    pub startup_taint: Option<String>,
     /// Where keys come from.
     pub random: Random,
 }
@@ -125,6 +128,8 @@ pub struct Manager {
     remembered: Option<Remembered>,
     metrics: Metrics,
     teller: Teller,
+    outbox: Outbox,
+    lifter: Option<Lifter>,
 }
 
 /// What a decision is made of.
@@ -152,7 +157,9 @@ impl Manager {
             acknowledged: Acknowledged::new(options.limit),
             trust: Trust::default(),
             remembered: None,
-            teller: Teller::new(metrics.clone(), outbox, options.limit),
+            teller: Teller::new(metrics.clone(), outbox.clone(), options.limit),
+            lifter: options.startup_taint.clone().map(Lifter::new),
+            outbox,
             metrics,
             options,
         }
@@ -208,6 +215,7 @@ impl Manager {
                 decision = self.decide(ring.as_ref(), installation, &look);
             }
         }
+        self.lift_taints(ring.as_ref(), &look);
         let awaited = || self.cluster.awaited();
         self.teller.waits(ring.as_ref(), &look.facts, look.goal, awaited, look.now.monotonic);
         if decision.action == Action::Wait {
@@ -258,6 +266,19 @@ impl Manager {
                 }
             }
             _ => decision,
+        }
+    }
+
+    /// Pods may come to nodes that encrypt, and to all where nothing is to be encrypted.
+    fn lift_taints(&mut self, ring: Option<&Ring>, look: &Look) {
+        let (Some(lifter), Some(view)) = (&mut self.lifter, &look.view) else { return };
+        let free = match look.goal {
+            Goal::Off => view.nodes.iter().map(|node| node.name.clone()).collect(),
+            Goal::Auto | Goal::Permissive => view.sight(ring, false).encrypting(),
+        };
+        let tainted = self.cluster.tainted(lifter.key());
+        for node in lifter.due(&tainted, &free, look.now.monotonic) {
+            self.outbox.put(Notice::Lift { node, key: lifter.key().to_owned() });
         }
     }
 

@@ -97,12 +97,16 @@ struct Case {
 
 impl Case {
     fn new(nodes: usize) -> Self {
+        Self::with(nodes, options())
+    }
+
+    fn with(nodes: usize, options: Options) -> Self {
         let fake = Fake::new();
         fake.state().may_list_nodes = true;
         for number in 1..=nodes {
             fake.state().nodes.insert(name(number), node(number, "True"));
         }
-        let bench = Bench::new(&fake);
+        let bench = Bench::with(&fake, options);
         bench.watch();
         Self { bench, nodes }
     }
@@ -684,6 +688,48 @@ async fn people_hear_of_a_wait_and_nothing_depends_on_that() {
     fake.state().refuse = Some((Method::POST, StatusCode::FORBIDDEN, "no".to_owned()));
     case.speak();
     assert_eq!(case.settle().await, [(1, Retiring), (2, Active)]);
+}
+
+#[tokio::test]
+async fn the_startup_taint_goes_when_a_node_encrypts_or_nobody_is_to() {
+    const TAINT: &str = "secureoverlay.io/starting";
+    let mut case = Case::with(3, Options { startup_taint: Some(TAINT.to_owned()), ..options() });
+    let other = json!({"key": "other", "value": "x", "effect": "NoExecute"});
+    for node in 1..=3 {
+        let taints = json!([{"key": TAINT, "effect": "NoSchedule"}, other]);
+        case.fake().state().nodes.get_mut(&name(node)).unwrap()["spec"]["taints"] = taints;
+    }
+    let lifted = |case: &mut Case| {
+        let lifts = case.bench.told().into_iter().filter(|notice| matches!(notice, Notice::Lift { .. }));
+        lifts.collect::<Vec<_>>()
+    };
+    case.bench.watch();
+    case.settle().await;
+    case.speak();
+    assert_eq!(case.settle().await, [(1, Active)]);
+    assert_eq!(lifted(&mut case), [], "nobody encrypts yet");
+
+    case.speak_of([1, 2]);
+    case.settle().await;
+    let lifts = lifted(&mut case);
+    let lift = |node| Notice::Lift { node: name(node), key: TAINT.to_owned() };
+    assert_eq!(lifts, [lift(1), lift(2)]);
+    let (outbox, receiver) = notices::queue();
+    lifts.into_iter().chain([lift(9)]).for_each(|lift| outbox.put(lift));
+    drop(outbox);
+    // Its kubelet writes one of them at the same moment.
+    case.fake().state().interfere = true;
+    notices::deliver(case.fake().client(), receiver).await;
+    let taints = |node| case.fake().state().nodes[&name(node)]["spec"]["taints"].as_array().unwrap().clone();
+    assert_eq!([1, 2].map(taints), [[other.clone()], [other.clone()]]);
+    assert_eq!(taints(3).len(), 2);
+
+    case.bench.watch();
+    case.settle().await;
+    assert_eq!(lifted(&mut case), []);
+    case.annotate(ENFORCE, "off");
+    case.settle().await;
+    assert_eq!(lifted(&mut case), [lift(3)]);
 }
 
 #[tokio::test]

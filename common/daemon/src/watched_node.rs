@@ -1,5 +1,7 @@
 //! Node objects as they come from the API: only what we read of them.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
 use secureoverlay_common::node::{NodeFacts, SlimMetadata, SlimNode, SlimStatus};
@@ -12,7 +14,29 @@ pub struct WatchedNode {
     /// Name, UID, labels and annotations.
     pub metadata: ObjectMeta,
     #[serde(default)]
+    spec: SlimSpec,
+    #[serde(default)]
     status: SlimStatus,
+}
+
+/// The part of `NodeSpec` that we read.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SlimSpec {
+    taints: Option<Vec<SlimTaint>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct SlimTaint {
+    #[serde(default)]
+    key: String,
+}
+
+impl WatchedNode {
+    /// The keys of its taints.
+    #[must_use]
+    pub fn taints(&self) -> BTreeSet<String> {
+        self.spec.taints.iter().flatten().map(|taint| taint.key.clone()).collect()
+    }
 }
 
 impl From<WatchedNode> for NodeFacts {

@@ -388,6 +388,41 @@ fn insisting_takes_everybody_and_nothing_against_it() {
 }
 
 #[test]
+fn pods_may_come_to_who_encrypts_and_insists_where_the_ring_does() {
+    fn free(case: &Case) -> Vec<String> {
+        let Case { ring, nodes, said, .. } = case;
+        let sight = Sight { ring: Some(ring), nodes, said, pressed: false, probing: false };
+        sight.encrypting().into_iter().collect()
+    }
+    let all = ["node-1", "node-2", "node-3"];
+    let others = ["node-1", "node-3"];
+    assert_eq!(free(&Case::new(&[Role::Staged])), [""; 0], "nobody encrypts");
+    assert_eq!(free(&Case::new(&[Role::Active])), all);
+    assert_eq!(free(&Case::new(&RETIRING)), all);
+    let wrong: [fn(&mut Acknowledgement); 4] = [
+        |said| said.boot = uid(77),
+        |said| said.encrypts = false,
+        |said| said.sends = Some(gen_uid(9)),
+        |said| said.receives = BTreeMap::new(),
+    ];
+    for change in wrong {
+        let mut case = Case::new(&[Role::Active]);
+        change(case.second());
+        assert_eq!(free(&case), others);
+        case.nodes[1].excluded = true;
+        assert_eq!(free(&case), all, "it takes no part");
+    }
+    let mut case = Case::new(&[Role::Active]);
+    case.ring.enforcement = Enforcement::Enforcing;
+    assert_eq!(free(&case), [""; 0], "nobody has insisted yet");
+    case.second().enforcement = Enforcement::Enforcing;
+    assert_eq!(free(&case), ["node-2"]);
+    // A later revision changes nothing about that.
+    case.ring.revision += 1;
+    assert_eq!(free(&case), ["node-2"]);
+}
+
+#[test]
 fn insisting_leaves_behind_who_is_not_ready_but_not_because_somebody_presses_on() {
     let mut case = Case::new(&ACTIVE);
     case.said.remove("node-2");

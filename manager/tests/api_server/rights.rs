@@ -15,7 +15,7 @@ use secureoverlay_daemon::{
 };
 use secureoverlay_manager::{
     notices::{self, Notice, Reason},
-    view,
+    taint, view,
 };
 use serde_json::json;
 
@@ -76,6 +76,8 @@ fn lines(rows: &[(&[&str], &str)]) -> BTreeSet<String> {
     rows.iter().flat_map(|(verbs, label)| verbs.iter().map(move |verb| format!("{verb} {label}"))).collect()
 }
 
+const STARTUP_TAINT: &str = include_str!("../../../manifests/startup-taint.yaml");
+
 const READ: &[&str] = &["get", "list", "watch"];
 
 #[tokio::test]
@@ -112,6 +114,33 @@ async fn ours_grants_the_least() {
             (&["create"], "Events"),
         ])
     );
+}
+
+#[tokio::test]
+async fn the_startup_taint_takes_a_right_of_its_own() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Ours);
+    let manager = cluster.as_account(MANAGER);
+    let spec = json!({"taints": [
+        {"key": "secureoverlay.io/starting", "effect": "NoSchedule"},
+        {"key": "secureoverlay.io/starting", "effect": "NoExecute"},
+        {"key": "team", "value": "network", "effect": "NoSchedule"},
+    ]});
+    let node: Node = serde_json::from_value(json!({"metadata": {"name": "starting"}, "spec": spec})).unwrap();
+    let nodes = Api::<Node>::all(cluster.admin.clone());
+    nodes.create(&PostParams::default(), &node).await.unwrap();
+    let lift = || taint::lift(&manager, "starting", "secureoverlay.io/starting");
+    let refused = lift().await;
+    cluster.kubectl(&["apply", "-f", "-"], STARTUP_TAINT);
+    // Rights reach the API server's authorizer a moment after they were written.
+    let lifted = until("the manager to be allowed to", async || lift().await.ok()).await;
+    let left = nodes.get("starting").await.unwrap().spec.unwrap().taints.unwrap();
+    // Before anything is checked: others need a cluster without nodes.
+    nodes.delete("starting", &DeleteParams::default()).await.unwrap();
+    cluster.kubectl(&["delete", "-f", "-"], STARTUP_TAINT);
+    assert!(matches!(refused, Err(kube::Error::Api(status)) if status.code == 403));
+    assert_eq!(lifted, ());
+    assert_eq!(left.iter().map(|taint| taint.key.as_str()).collect::<Vec<_>>(), ["team"]);
 }
 
 #[tokio::test]

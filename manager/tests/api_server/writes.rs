@@ -54,6 +54,7 @@ async fn two_managers_make_one_key() {
             acknowledgements: Acknowledgements::Timed,
             goal: Goal::Auto,
             delay: Duration::from_secs(60),
+            startup_taint: None,
             limit: Duration::from_secs(3600),
             random: |bytes| SysRng.try_fill_bytes(bytes),
         };

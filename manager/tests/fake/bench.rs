@@ -106,7 +106,7 @@ impl Bench {
     pub fn events(&mut self) -> Vec<Reason> {
         let reason = |notice| match notice {
             Notice::Event { reason, .. } => Some(reason),
-            Notice::Awaited { .. } => None,
+            Notice::Awaited { .. } | Notice::Lift { .. } => None,
         };
         self.told().into_iter().filter_map(reason).collect()
     }
@@ -120,6 +120,7 @@ pub fn options() -> Options {
         acknowledgements: Acknowledgements::Auto,
         delay: DELAY,
         limit: LIMIT,
+        startup_taint: None,
         random: |bytes| SysRng.try_fill_bytes(bytes),
     }
 }

@@ -180,6 +180,32 @@ impl Fake {
                 state.events.push(event.clone());
                 (StatusCode::CREATED, event.to_string())
             }
+            (&Method::GET, path) if path.starts_with(NODES) => {
+                let name = path.strip_prefix(&format!("{NODES}/")).unwrap();
+                state
+                    .nodes
+                    .get(name)
+                    .map_or_else(|| not_found("nodes", name), |node| (StatusCode::OK, node.to_string()))
+            }
+            (&Method::PATCH, path) if path.starts_with(NODES) => {
+                let name = path.strip_prefix(&format!("{NODES}/")).unwrap().to_owned();
+                let conflict = std::mem::take(&mut state.interfere);
+                let patch: Value = serde_json::from_slice(body).unwrap();
+                let node = state.nodes.get_mut(&name).unwrap();
+                if conflict {
+                    node["metadata"]["resourceVersion"] = json!("2");
+                }
+                if patch["metadata"]["resourceVersion"] != node["metadata"]["resourceVersion"] {
+                    return status(
+                        StatusCode::CONFLICT,
+                        "Conflict",
+                        "the object has been modified",
+                        &Value::Null,
+                    );
+                }
+                node["spec"]["taints"] = patch["spec"]["taints"].clone();
+                (StatusCode::OK, node.to_string())
+            }
             (&Method::PATCH, path) => {
                 let name = path.strip_prefix(&format!("{ENCRYPTIONS}/")).unwrap();
                 let name = name.strip_suffix("/status").unwrap();

@@ -170,6 +170,11 @@ impl Lab {
         self.exec_ok(node, &["sh", "/lab/node/kubelet.sh"]).map(drop)
     }
 
+    /// The taints that a node's kubelet registers with when it is started the next time, as its flag takes them.
+    pub fn register_with_taints(&self, node: &str, taints: &str) -> Result<()> {
+        self.node(node)?.write_taints(taints)
+    }
+
     /// Pulls a node's plug: its guest is gone at once, with all that it held.
     pub fn power_off(&self, node: &str) -> Result<()> {
         self.process(node)?.stop(Duration::ZERO)

@@ -71,6 +71,11 @@ impl Node {
         self.write_cni(state)
     }
 
+    /// For the kubelet's `--register-with-taints`.
+    pub fn write_taints(&self, taints: &str) -> Result<()> {
+        fs::write(self.directory().join("taints"), taints).context("writing a kubelet's taints")
+    }
+
     /// Shell variables for the scripts.
     fn write_environment(&self, state: &State, parts: &Parts) -> Result<()> {
         let peers: Vec<String> = state

@@ -9,6 +9,7 @@ setsid "$KUBELET" \
     --authorization-mode=AlwaysAllow \
     --hostname-override="$NODE_NAME" \
     --node-ip="$NODE_IP" \
+    --register-with-taints="$(cat /lab/node/taints 2>/dev/null)" \
     --container-runtime=remote \
     --container-runtime-endpoint=unix:///run/containerd/containerd.sock \
     --network-plugin=cni \

@@ -7,11 +7,13 @@ use secureoverlay_prober::summary::Direction;
 
 use super::cluster::until;
 use super::enforcing::{self, Totals};
-use super::overlay::PATIENCE;
+use super::overlay::{PATIENCE, manifest};
 use super::probe::Probe;
 use super::{reachable, wire};
+use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "join-leave",
@@ -21,6 +23,14 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 const EXCLUDE: &str = "node-restriction.kubernetes.io/secureoverlay-exclude";
+
+const TAINT: &str = "secureoverlay.io/starting";
+const STARTUP_TAINT: &str = "startup-taint.yaml";
+
+fn tainted(lab: &Lab, node: &Node) -> Result<bool> {
+    let taints = lab.kubectl(&["get", "node", &node.name, "-o", "jsonpath={.spec.taints[*].key}"])?;
+    Ok(taints.split(' ').any(|key| key == TAINT))
+}
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
     let lab = overlay.lab;
@@ -34,13 +44,23 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
-    totals.event(report, &bystanders, "another joins with its name and address", true, || {
+    lab.apply_file(&manifest(STARTUP_TAINT))?;
+    lab.register_with_taints(&moving.name, &format!("{TAINT}=:NoSchedule"))?;
+    let (mut tainted_first, mut insists_then) = (false, false);
+    totals.event(report, &bystanders, "another joins with its name and address, tainted", true, || {
         lab.power_on(&moving.name)?;
         lab.introduce(moving)?;
+        tainted_first = tainted(lab, moving)?;
+        until("its taint to go", PATIENCE, || tainted(lab, moving).map(|tainted| !tainted))?;
+        insists_then = enforcing::insists(lab, std::slice::from_ref(moving))?;
         until("the new node to insist", PATIENCE, || enforcing::insists(lab, lab.nodes()))?;
         overlay.wait_encrypting()?;
         reachable::wait(lab, moving, others).map(drop)
     })?;
+    report.check(tainted_first, "the node that joins is tainted");
+    report.check(insists_then, "the taint goes when its node insists, not before");
+    lab.register_with_taints(&moving.name, "")?;
+    lab.kubectl(&["delete", "-f", &manifest(STARTUP_TAINT).display().to_string()])?;
     overlay.wait_rolled_out()?;
     let all = Probe::deploy(lab)?;
     let bystanders = all.without(&moving.name)?;

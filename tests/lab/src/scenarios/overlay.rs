@@ -37,6 +37,11 @@ pub struct Overlay<'a> {
     manifest: Manifest,
 }
 
+/// A file that ships.
+pub fn manifest(file: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests")).join(file)
+}
+
 impl<'a> Overlay<'a> {
     /// Nothing happens yet.
     pub fn new(lab: &'a Lab, manifest: Manifest) -> Self {
@@ -45,11 +50,10 @@ impl<'a> Overlay<'a> {
 
     /// The file.
     pub fn path(&self) -> PathBuf {
-        let file = match self.manifest {
+        manifest(match self.manifest {
             Manifest::Ours => "ucp-secureoverlay.yaml",
             Manifest::Mke => "mke-original.yaml",
-        };
-        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests")).join(file)
+        })
     }
 
     /// `kubectl apply -f` of the file.
