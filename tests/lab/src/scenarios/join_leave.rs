@@ -1,8 +1,10 @@
-//! A node goes and one comes under its name and address, and one is excluded for a while: nobody else notices.
+//! A node goes and one comes under its name and address, one is excluded for a while, one claims another's address:
+//! nobody else notices.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use secureoverlay_common::names::CALICO_ADDRESS;
 use secureoverlay_prober::summary::Direction;
 
 use super::cluster::until;
@@ -11,13 +13,14 @@ use super::overlay::{PATIENCE, manifest};
 use super::probe::Probe;
 use super::{reachable, wire};
 use crate::lab::Lab;
+use crate::network;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "join-leave",
-    about: "a node leaves, another joins with its name and address, one is excluded: nobody else loses a packet",
+    about: "a node leaves, joins, is excluded, claims another's address: nobody else loses a packet",
     estimate: "2 min",
     run: Run::Installed(run),
 };
@@ -91,6 +94,24 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     overlay.wait_encrypting()?;
     reachable::wait(lab, moving, others)?;
     totals.event(report, &all, "all directions, when it is included again", true, || {
+        std::thread::sleep(Duration::from_secs(3));
+        Ok(())
+    })?;
+    // Until somebody mends it: another node's address, in the annotation that Calico keeps.
+    let claim = |node: &Node| {
+        let address = format!("{CALICO_ADDRESS}={}/{}", node.ip, network::PREFIX);
+        lab.kubectl(&["annotate", "--overwrite", "node", &moving.name, &address])
+    };
+    let (victim, _) = others.split_first().context("a lab of one node")?;
+    totals.event(report, &bystanders, "its Node claims another's address", true, || {
+        claim(victim)?;
+        std::thread::sleep(Duration::from_secs(5));
+        claim(moving)?;
+        until("it to insist again", PATIENCE, || enforcing::insists(lab, lab.nodes()))?;
+        overlay.wait_encrypting()?;
+        reachable::wait(lab, moving, others).map(drop)
+    })?;
+    totals.event(report, &all, "all directions, when it has its own again", true, || {
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
