@@ -199,21 +199,12 @@ fn hint(asked: Enforcement, unchanged: bool, waited: Duration) -> Option<&'stati
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::testing;
 
     fn ring(enforcement: Enforcement, roles: &[&str]) -> Ring {
-        let mut ring = Ring { enforcement, ..Ring::off(1, None) };
-        for (id, role) in (1..).zip(roles) {
-            let generation = json!({
-                "id": id, "uid": format!("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b{id:03}"), "role": role,
-                "suite": "aes128gcm8", "key": "AAECAwQFBgcICQoLDA0ODw==", "spiSeed": "AAECAwQFBgcICQoLDA0ODw==",
-                "createdAt": "2026-11-20T03:00:00Z", "roleSince": "2026-11-20T03:00:00Z",
-            });
-            ring.generations.push(serde_json::from_value(generation).unwrap());
-        }
-        ring
+        let roles: Vec<(u64, &str)> = (1..).zip(roles.iter().copied()).collect();
+        testing::ring(enforcement, &roles)
     }
 
     #[test]

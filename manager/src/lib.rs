@@ -15,6 +15,8 @@ pub mod source;
 pub mod store;
 pub mod taint;
 pub mod telling;
+#[cfg(test)]
+mod testing;
 pub mod turn;
 pub mod view;
 pub mod waiting;

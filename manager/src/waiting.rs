@@ -228,24 +228,13 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::testing;
 
     const LIMIT: Duration = Duration::from_secs(3600);
 
     fn ring(roles: &[(u64, &str)]) -> Ring {
-        let mut ring = Ring::off(1, None);
-        ring.enforcement = Enforcement::Permissive;
-        for (id, role) in roles {
-            let generation = json!({
-                "id": id, "uid": format!("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b{id:03}"), "role": role,
-                "suite": "aes128gcm8", "key": "AAECAwQFBgcICQoLDA0ODw==", "spiSeed": "AAECAwQFBgcICQoLDA0ODw==",
-                "createdAt": "2026-11-20T03:00:00Z", "roleSince": "2026-11-20T03:00:00Z",
-            });
-            ring.generations.push(serde_json::from_value(generation).unwrap());
-        }
-        ring
+        testing::ring(Enforcement::Permissive, roles)
     }
 
     fn awaits(count: usize) -> Answer {
