@@ -37,10 +37,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The lab that runs on this machine, if there is one.
+    /// The lab that runs on this machine, if there is one. One whose processes have all been killed is none.
     pub fn attach() -> Result<Option<Self>> {
+        let alive = |state: &State| state.processes.values().any(Recorded::is_running);
         match State::load()? {
-            Some(state) if state.complete && network::namespace().exists() => {
+            Some(state) if state.complete && network::namespace().exists() && alive(&state) => {
                 let parts = parts(!state.nodes.is_empty())?;
                 Ok(Some(Self { nodes: state.nodes.clone(), parts, state: Mutex::new(state) }))
             }
