@@ -53,6 +53,9 @@ check: ## Format and lints.
 	$(CARGO) clippy --workspace --all-targets --quiet -- --deny warnings
 	# Tests that need a kernel or an API server are no default targets.
 	$(CARGO) clippy --workspace --test kernel --test guest_command --test api_server --quiet -- --deny warnings
+	@sed -n 's/^members = \[\(.*\)\]/\1/p' Cargo.toml | tr -d '",' | tr ' ' '\n' | cut -d/ -f1 | sort -u \
+		| while read -r member; do grep -qx "COPY $$member $$member" Containerfile \
+			|| { echo "Containerfile does not copy the workspace's member $$member"; exit 1; }; done
 	@sed -n '/^\[workspace.dependencies\]/,/^\[workspace.lints/s/^\([a-z0-9_-]*\) *=.*/\1/p' Cargo.toml \
 		| while read -r crate; do grep -qE "[| ]$$crate[, ]" docs/dependencies.md \
 			|| { echo "docs/dependencies.md does not say what $$crate is for"; exit 1; }; done
