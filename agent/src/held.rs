@@ -35,7 +35,9 @@ pub enum Problem {
     #[error("{0}; waiting for the manager to write a key ring")]
     Absent(String),
     /// The document is no ring.
-    #[error("{0}; mend the Secret, or empty it: the manager puts the last good ring back, or makes a new one")]
+    #[error(
+        "{0}; mend the Secret, or empty it: the manager puts the last good ring back, or makes a new one"
+    )]
     Bad(String),
     /// The ring belongs to a DaemonSet that is not ours.
     #[error(

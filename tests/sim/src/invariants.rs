@@ -18,15 +18,22 @@ use secureoverlay_common::{
 use crate::{
     Time,
     machine::{Known, Machine},
+    manager::Manager,
     world::{Break, Broken, World},
 };
 
+/// A node that joins is new to its peers for ten seconds; a manager that was away has noticed it a little later.
+const UNNOTICED: Duration = Duration::from_secs(20);
 /// For so long packets may be under way.
 const FLIGHT: Duration = Duration::from_secs(4);
 
 impl World {
     /// Checks what this step may have changed.
     pub fn check(&mut self) {
+        let working = |manager: &Manager| manager.alive && manager.stopped_until <= self.now;
+        let managed = self.managers.iter().any(working);
+        let (since, before) = self.unmanaged;
+        self.unmanaged = (if managed && before { since } else { self.now }, managed);
         for at in std::mem::take(&mut self.dirty) {
             self.check_kernel(at);
             self.check_plaintext(at);
@@ -157,6 +164,9 @@ impl World {
         if sender.applied.is_none() || (receiver.applied.is_none() && !late()) {
             return true;
         }
+        if refused(sender, id) {
+            return true;
+        }
         let rings: Vec<&Ring> =
             sent.iter().chain(&received).filter_map(|known| Some(&*known.program.as_ref()?.ring)).collect();
         let (Some(from_uid), Some(to_uid)) = (sender.uid, receiver.uid) else { return true };
@@ -193,6 +203,10 @@ impl World {
                 .get(&generation.uid)
                 .is_some_and(|(_, version)| sender.first >= Some(*version));
             if came_after && !receiver.receives.contains(&generation.uid) {
+                return true;
+            }
+            // For one that joins while there is no manager, nobody finds out whether its agent works.
+            if self.now < self.unmanaged.0 + UNNOTICED && !receiver.receives.contains(&generation.uid) {
                 return true;
             }
             // One that came after the activation is waited for by nobody.
@@ -345,6 +359,20 @@ impl World {
 fn both(machine: &Machine) -> Option<[&Known; 2]> {
     let attempted = machine.attempted.as_ref()?;
     Some([machine.applied.as_ref().unwrap_or(attempted), attempted])
+}
+
+/// Whether the kernel of a machine does not take the key that this SA is to have now.
+fn refused(machine: &Machine, id: SaId) -> bool {
+    let Some(process) = &machine.process else { return false };
+    let planned = process.plan.as_ref().and_then(|(_, plan)| plan.states.get(&id));
+    let version = |known: &Option<Known>| known.as_ref().map(|known| known.version);
+    let refuses = version(&machine.applied) != version(&machine.attempted);
+    let tables = machine.tables.borrow();
+    let held = tables.states.get(&id).and_then(|held| held.cipher.as_ref());
+    refuses
+        && planned
+            .zip(held)
+            .is_some_and(|(planned, (suite, key))| (planned.sa.suite, &planned.sa.key) != (*suite, key))
 }
 
 /// Whether a machine knows itself and another one as they are, and so did its last attempt.

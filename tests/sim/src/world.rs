@@ -174,6 +174,8 @@ pub struct World {
     pub dirty: BTreeSet<usize>,
     /// The SA with which each machine was last understood by each other, and who they were.
     pub understood: BTreeMap<(usize, usize), (SaId, Ends)>,
+    /// When no manager was at work last, and whether one was after the last step.
+    pub unmanaged: (Time, bool),
     /// The first thing that must never be.
     pub violation: Option<Violation>,
     /// Counts.
@@ -258,6 +260,7 @@ impl World {
             activated: BTreeMap::new(),
             dirty: BTreeSet::new(),
             understood: BTreeMap::new(),
+            unmanaged: (Time::ZERO, false),
             violation: None,
             tally: Tally::default(),
             calm: false,
