@@ -267,7 +267,11 @@ impl Agent {
             self.look_at = None;
         }
         self.changed_at = None;
-        let target = self.target(now)?;
+        let Some(target) = self.target(now) else {
+            // Until then nobody knows what this node is.
+            self.look_at = look.then(|| now + self.settings.resync).or(self.look_at);
+            return None;
+        };
         if !look && self.reached.as_ref() == Some(&target) {
             return None;
         }
@@ -374,7 +378,8 @@ impl Agent {
         match self.ending {
             // The next process begins anew.
             None => self.removed() && self.adopted,
-            Some(Verdict::Restart) => !self.removing || self.removed(),
+            // An attempt that breaks off leaves keys that count as used and never were.
+            Some(Verdict::Restart) => !self.under_way() && (!self.removing || self.removed()),
             Some(Verdict::Removal) => self.removed(),
         }
     }

@@ -155,17 +155,17 @@ pub fn diff(
     diff.entries
         .extend(burnt.into_iter().map(|(generation, incarnation)| Entry::Burnt { generation, incarnation }));
     count_losses(&mut diff, memory);
-    let mut wanted = plan.policies.clone();
+    plan_policies(&mut diff, &plan.policies, &policies);
+    let mut insisted: BTreeMap<PolicyId, Action> =
+        plan.policies.iter().map(|(id, action)| (*id, *action)).filter(insisting).collect();
     if plan.insists_as_before {
         let held = policies.values().filter(|found| found.owner == Owner::Ours);
-        let held = held.filter_map(|found| Some((found.id, found.action?)));
-        let before = std::mem::take(&mut memory.insisting).into_iter().chain(held);
-        for (id, action) in before.filter(insisting) {
-            wanted.entry(id).or_insert(action);
-        }
+        let held = held.filter_map(|found| Some((found.id, found.action?))).filter(insisting);
+        insisted.extend(std::mem::take(&mut memory.insisting).into_iter().chain(held));
+        insisted.retain(|id, _| !plan.policies.contains_key(id));
+        plan_policies(&mut diff, &insisted, &policies);
     }
-    plan_policies(&mut diff, &wanted, &policies);
-    memory.insisting = wanted.into_iter().filter(insisting).collect();
+    memory.insisting = insisted;
     remove_policies(&mut diff, plan, &policies);
     // Of a ring that follows the one before, what was retiring was dropped on purpose. One that shares no generation
     // with it was wiped, or is an old one that was restored: it says nothing about why something is gone.

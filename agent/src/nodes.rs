@@ -14,8 +14,9 @@ use tokio::sync::mpsc::Sender;
 
 use crate::{agent::Event, watching::Watching};
 
-/// Nodes in one answer. Full Nodes take more than 10 kB each, in the answer if not in memory afterwards.
-const PAGE: u32 = 50;
+/// Nodes in one answer. Full Nodes take more than 10 kB each, in the answer if not in memory afterwards; and every page is a
+/// request to the API server, for each of thousands of agents.
+const PAGE: u32 = 200;
 
 /// Tells all Nodes, then every change, for as long as somebody listens.
 pub async fn follow(client: Client, events: Sender<Event>, mut watching: Watching) {

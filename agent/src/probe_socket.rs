@@ -87,19 +87,24 @@ impl Ports {
         // One more than a packet, so that longer ones are seen to be.
         let mut buffer = [0; LEN + 1];
         probing.probe(&probes.peers, Instant::now().into_std());
+        let (mut changed, mut wake) = (true, Instant::now());
         loop {
-            self.send_due(&mut probing).await?;
-            let verdicts = probing.verdicts();
-            if told.as_ref() != Some(&verdicts) {
-                if events.send(Event::Probed(Ok(verdicts.clone()))).await.is_err() {
-                    return Ok(false);
+            // What anybody may send at any rate costs no more than to receive it.
+            if changed || Instant::now() >= wake {
+                self.send_due(&mut probing).await?;
+                let verdicts = probing.verdicts();
+                if told.as_ref() != Some(&verdicts) {
+                    if events.send(Event::Probed(Ok(verdicts.clone()))).await.is_err() {
+                        return Ok(false);
+                    }
+                    told = Some(verdicts);
                 }
-                told = Some(verdicts);
+                wake = probing.wake_at().map_or_else(|| Instant::now() + IDLE, Instant::from_std);
             }
-            let wake = probing.wake_at().map_or_else(|| Instant::now() + IDLE, Instant::from_std);
+            changed = true;
             tokio::select! {
-                changed = wanted.changed() => {
-                    if changed.is_err() {
+                wanting = wanted.changed() => {
+                    if wanting.is_err() {
                         return Ok(false);
                     }
                     match wanted.borrow_and_update().clone() {
@@ -112,7 +117,7 @@ impl Ports {
                 }
                 received = self.socket.recv_from(&mut buffer) => {
                     let (length, from) = received?;
-                    self.receive(&mut probing, &buffer[..length], from, metrics).await;
+                    changed = self.receive(&mut probing, &buffer[..length], from, metrics).await;
                 }
                 () = sleep_until(wake) => {}
             }
@@ -138,7 +143,14 @@ impl Ports {
         }
     }
 
-    async fn receive(&self, probing: &mut Probing, bytes: &[u8], from: SocketAddr, metrics: &Metrics) {
+    /// Whether that was one to take notice of.
+    async fn receive(
+        &self,
+        probing: &mut Probing,
+        bytes: &[u8],
+        from: SocketAddr,
+        metrics: &Metrics,
+    ) -> bool {
         let received = if from.port() == self.port {
             probing.receive(from.ip(), bytes, Instant::now().into_std())
         } else {
@@ -149,6 +161,7 @@ impl Ports {
             Received::Taken => {}
             Received::Ignored => metrics.probe_ignored(),
         }
+        matches!(received, Received::Answer(_) | Received::Taken)
     }
 }
 

@@ -242,8 +242,10 @@ fn learned(op: &Op, result: &Result<(), OpError>, plan: &Plan) -> Option<Entry> 
     let entry = entry(plan, added(op)?)?;
     match (entry, result) {
         (Entry::In { .. }, Ok(())) => Some(entry),
-        // Without an answer nobody knows.
-        (Entry::Out { generation, key, .. }, Err(error)) if error.kind != OpErrorKind::Unknown => {
+        // Without an answer nobody knows; nor does anybody what it is that is there already.
+        (Entry::Out { generation, key, .. }, Err(error))
+            if !matches!(error.kind, OpErrorKind::Unknown | OpErrorKind::Exists) =>
+        {
             Some(Entry::Unused { generation, key })
         }
         _ => None,

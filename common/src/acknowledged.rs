@@ -26,6 +26,9 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 /// Between two writes that give nodes new incarnations, so that something that keeps deleting SAs can't make the whole
 /// cluster change keys all the time.
 const REKEY_PAUSE: Duration = Duration::from_secs(5);
+/// When more nodes than this need new incarnations at once, a rotation gives new keys to all: the ring would name every one
+/// of them, and every node repeats that in its word.
+const REKEYED: usize = 100;
 /// Somebody who presses on still gives the nodes this long.
 const PRESSED: Duration = Duration::from_secs(30);
 /// Characters of what speaks against insisting: it comes from a node, and goes into Events and objects.
@@ -87,10 +90,9 @@ pub struct Acknowledgement {
 }
 
 impl Acknowledgement {
-    /// Under the incarnations of this very generation, to and from every peer.
-    fn encrypts_with(&self, active: &Generation) -> bool {
-        let receives = self.receives.get(&active.uid) == Some(&active.incarnations);
-        receives && self.sends == Some(active.uid) && self.encrypts
+    /// It receives and sends under the incarnations of this very generation.
+    fn uses(&self, active: &Generation) -> bool {
+        self.receives.get(&active.uid) == Some(&active.incarnations) && self.sends == Some(active.uid)
     }
 }
 
@@ -128,20 +130,26 @@ impl<'s> Sight<'s> {
         })
     }
 
-    /// The names of the nodes that pods may come to: they encrypt to every peer, and insist where the ring does. Those
-    /// that take no part may always have some.
+    /// The names of the nodes that pods may come to: they encrypt to every peer that is not pending, and insist where the
+    /// ring does. Those that take no part may always have some.
     #[must_use]
     pub fn encrypting(&self) -> BTreeSet<String> {
-        let Some((ring, active)) = self.ring.and_then(|ring| Some((ring, ring.active()?))) else {
-            return BTreeSet::new();
-        };
-        let insists = |said: &Acknowledgement| said.enforcement == Enforcement::Enforcing;
+        let (ring, active) = (self.ring, self.ring.and_then(Ring::active));
         let ready = |said: &Acknowledgement| {
-            said.encrypts_with(active) && (ring.enforcement != Enforcement::Enforcing || insists(said))
+            let (Some(ring), Some(active)) = (ring, active) else { return false };
+            // It talks to pending peers in the clear, as everybody does.
+            let to_all = said.encrypts || (!ring.pending.is_empty() && said.revision == ring.revision);
+            let insists = said.enforcement == Enforcement::Enforcing;
+            to_all && said.uses(active) && (ring.enforcement != Enforcement::Enforcing || insists)
         };
         let excluded = self.nodes.iter().filter(|node| node.excluded);
-        let encrypting = self.expected().filter(|node| node.says(ready)).map(|expected| expected.node);
-        encrypting.chain(excluded).map(|node| node.name.clone()).collect()
+        let encrypting = self.expected().filter(|node| !node.pending && node.says(ready));
+        encrypting.map(|expected| expected.node).chain(excluded).map(|node| node.name.clone()).collect()
+    }
+
+    /// There are nodes, and all are excluded.
+    fn nobody_takes_part(&self) -> bool {
+        !self.nodes.is_empty() && self.nodes.iter().all(|node| node.excluded)
     }
 
     fn expected(&self) -> impl Iterator<Item = Expected<'s>> {
@@ -204,13 +212,16 @@ impl Acknowledged {
             (Some(old), None) => self.nobody_sends(&expected, sight, old, None, now),
             _ => Answer::Yes,
         };
-        let pending = self.pending(&expected, ring, now);
+        let pending = self.pending(&expected, sight, now);
         let may_insist = active.map_or(Answer::In(LOOK_AGAIN), |active| {
             self.may_insist(&expected, sight, active, &pending.nodes, now)
         });
         let spent = active.and_then(|active| {
             expected.iter().find(|expected| expected.says(|said| said.spent.contains(&active.uid)))
         });
+        let rekey = self.rekey(&expected, ring, now);
+        let many = (rekey.len() > REKEYED)
+            .then(|| format!("{} nodes lost SAs whose keys can't be used again", rekey.len()));
         let newest = said.values().filter(|said| installed(said, ring)).map(|said| said.newest);
         Facts {
             all_receive,
@@ -219,10 +230,11 @@ impl Acknowledged {
             obstacle: pending.obstacle.or_else(|| obstacle(&expected)),
             nobody_insists: self.nobody_insists(&expected, sight, now),
             pending: pending.nodes,
-            requested: spent.map(|expected| {
-                format!("node {} says that the generation in use has reached its limits", expected.node.name)
+            rekey: if many.is_some() { BTreeMap::new() } else { rekey },
+            requested: many.or_else(|| {
+                let name = &spent?.node.name;
+                Some(format!("node {name} says that the generation in use has reached its limits"))
             }),
-            rekey: self.rekey(&expected, ring, now),
             newest: newest.filter(|id| *id <= LAST_ID).max().unwrap_or(0),
             senders: nodes.iter().filter_map(|node| Some((node.uid?, node.addr?))).collect(),
         }
@@ -259,8 +271,9 @@ impl Acknowledged {
         let tried = |said: &Acknowledgement| said.unreachable.is_some();
         let probed = |node: &Expected<'_>| !(first && sight.probing) || node.said.is_none_or(tried);
         let waited = self.since.waited(staged, now);
-        let answer = self
-            .all(expected, sight.pressed, waited, |node| (node.pending || receives(node)) && probed(node));
+        let answer = self.all(expected, sight.pressed, (waited, now), |node| {
+            (node.pending || receives(node)) && probed(node)
+        });
         // A first generation that hardly anybody has encrypts nothing.
         let enough = expected.len().min(2);
         if first && answer == Answer::Yes && expected.iter().filter(|node| receives(node)).count() < enough {
@@ -283,7 +296,10 @@ impl Acknowledged {
         // What it said may have been lost while it goes on sending: so it is not left out at once.
         let revision = sight.ring.map_or(0, |ring| ring.revision);
         let left_behind = |node: &Expected<'_>| node.is_mute() && waited >= self.limit;
-        let switched = self.all(expected, sight.pressed, waited, |node| {
+        if sight.nobody_takes_part() {
+            return self.drained(old, Answer::Yes, now);
+        }
+        let switched = self.all(expected, sight.pressed, (waited, now), |node| {
             // Silence names no generation: said under another ring, it says nothing of this one.
             let quiet = |said: &Acknowledgement| {
                 said.silent && said.revision == revision && (active.is_none() || node.pending)
@@ -312,10 +328,10 @@ impl Acknowledged {
             let since = node.node.uid.and_then(|uid| self.unready.get(&uid));
             since.is_some_and(|since| now.saturating_duration_since(*since) >= self.limit)
         };
-        let answer = self.all(expected, false, Duration::ZERO, |node| {
+        let answer = self.all(expected, false, (Duration::ZERO, now), |node| {
             let encrypts = |said: &Acknowledgement| {
-                let reaches = said.unreachable.as_ref().is_none_or(BTreeSet::is_empty);
-                said.encrypts_with(active) && reaches && said.revision == revision
+                let reaches = said.unreachable.as_ref().map_or(!sight.probing, BTreeSet::is_empty);
+                said.uses(active) && said.encrypts && reaches && said.revision == revision
             };
             gone(node) || (!is_pending(node) && node.says(encrypts))
         });
@@ -329,6 +345,9 @@ impl Acknowledged {
     }
 
     fn nobody_insists(&mut self, expected: &[Expected<'_>], sight: Sight<'_>, now: Instant) -> Answer {
+        if sight.nobody_takes_part() {
+            return Answer::Yes;
+        }
         // Said under an older ring, it may have insisted since.
         let revision = sight.ring.map_or(0, |ring| ring.revision);
         let accepts = |node: &Expected<'_>| {
@@ -341,7 +360,7 @@ impl Acknowledged {
         let awaited = permissive && !expected.iter().all(accepts);
         self.insisted = awaited.then(|| self.insisted.unwrap_or(now));
         let waited = self.insisted.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        self.all(expected, sight.pressed, waited, accepts)
+        self.all(expected, sight.pressed, (waited, now), accepts)
     }
 
     /// Whether every node says so, those aside that are left behind; `waited`: for how long that has been asked.
@@ -349,22 +368,27 @@ impl Acknowledged {
         &self,
         expected: &[Expected<'_>],
         pressed: bool,
-        waited: Duration,
+        (waited, now): (Duration, Instant),
         says: impl Fn(&Expected<'_>) -> bool,
     ) -> Answer {
         if expected.is_empty() {
-            // No cluster is empty: this is a list that went wrong.
+            // No cluster is empty: this is a list that went wrong, or they are all excluded.
             return Answer::In(LOOK_AGAIN);
         }
+        // A node that was there until now has not been away for as long as it is awaited.
+        let away = |node: &NodeFacts| {
+            let since = node.uid.and_then(|uid| self.unready.get(&uid));
+            since.map_or(waited, |since| waited.min(now.saturating_duration_since(*since)))
+        };
         let patience = |node: &NodeFacts| match (pressed, node.ready) {
-            (true, _) => Some(PRESSED.min(self.limit)),
-            (false, false) => Some(self.limit),
+            (true, _) => Some(PRESSED.min(self.limit).saturating_sub(waited)),
+            (false, false) => Some(self.limit.saturating_sub(away(node))),
             (false, true) => None,
         };
         let mut look_in = LOOK_AGAIN;
         let mut nodes = BTreeSet::new();
         for Expected { node, .. } in expected.iter().filter(|expected| !says(expected)) {
-            let left = patience(node).map(|patience| patience.saturating_sub(waited));
+            let left = patience(node);
             if left != Some(Duration::ZERO) {
                 nodes.insert(node.name.clone());
                 look_in = look_in.min(left.unwrap_or(LOOK_AGAIN));

@@ -298,7 +298,12 @@ pub fn decide(
         Installation::Present(uid) => {
             let made_for = ring.and_then(|ring| ring.installation);
             if made_for.is_some_and(|other| other != uid) {
-                return Decision::act(Action::Reset, "the ring was made for another DaemonSet of the agents");
+                let why = "the ring was made for another DaemonSet of the agents";
+                return match settings.goal {
+                    Goal::Off => Decision::act(Action::Reset, why),
+                    // In one write: a ring that is off in between would take orphaned agents down the ladder.
+                    Goal::Auto | Goal::Permissive => Decision::rotate(Action::Begin, Cause::First, why),
+                };
             }
         }
         Installation::Unknown => {}
@@ -387,6 +392,9 @@ pub fn apply<E>(
 ) -> Result<Ring, E> {
     let mut next = ring.map_or_else(|| Ring::off(0, None), Ring::clone);
     next.revision += 1;
+    if action == Action::Begin {
+        next = Ring::off(next.revision, next.installation);
+    }
     if let Installation::Present(uid) = installation {
         next.installation = Some(uid);
     }

@@ -79,7 +79,7 @@ pub enum TurnError {
     Access(#[from] AccessError),
     /// The ring is not one.
     #[error(
-        "{0}. Nodes go on with the keys they hold; the Secret is left as it is until this is mended: write a good ring, or empty `data.keys` for a new one"
+        "{0}. Nodes go on with the keys they hold; the Secret is left as it is until this is mended: write a good ring, or empty `data.keys`: the last good one is put back then, or a new one made"
     )]
     Unreadable(RingError),
     /// No keys can be made.
@@ -277,6 +277,14 @@ impl Manager {
             Goal::Auto | Goal::Permissive => view.sight(ring, false).encrypting(),
         };
         let tainted = self.cluster.tainted(lifter.key());
+        for node in lifter.stuck(&tainted, &free, look.now.monotonic) {
+            tracing::warn!(
+                node,
+                taint = lifter.key(),
+                "still has the start-up taint: it does not say that it encrypts to all others; look at its NodeEncryption and at \
+                 the log of its agent"
+            );
+        }
         for node in lifter.due(&tainted, &free, look.now.monotonic) {
             self.outbox.put(Notice::Lift { node, key: lifter.key().to_owned() });
         }

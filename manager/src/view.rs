@@ -108,24 +108,26 @@ where
 #[derive(Debug, Default)]
 pub struct Trust {
     believed: usize,
-    doubted: Option<Instant>,
+    /// Since when there are fewer.
+    fewer: Option<Instant>,
 }
 
 impl Trust {
     /// Notes that there are `count` at `now`; for how long that is not believed yet.
     pub fn doubt(&mut self, count: usize, now: Instant) -> Option<Duration> {
-        if count.saturating_mul(2) < self.believed {
-            let since = *self.doubted.get_or_insert(now);
+        // They may go one by one, and still all at once.
+        if count < self.believed {
+            let since = *self.fewer.get_or_insert(now);
             let left = DISTRUST.saturating_sub(now.saturating_duration_since(since));
             if !left.is_zero() {
-                return Some(left);
+                return (count.saturating_mul(2) < self.believed).then_some(left);
             }
         }
-        *self = Self { believed: count, doubted: None };
+        *self = Self { believed: count, fewer: None };
         None
     }
 
-    /// How many there were when they were believed last.
+    /// How many there were before, or are.
     #[must_use]
     pub const fn believed(&self) -> usize {
         self.believed
@@ -144,9 +146,20 @@ mod tests {
         assert_eq!(trust.doubt(2, start), Some(DISTRUST));
         let later = start + DISTRUST / 2;
         assert_eq!(trust.doubt(2, later), Some(DISTRUST / 2));
-        assert_eq!((trust.doubt(5, later), trust.believed()), (None, 5), "they are back");
+        assert_eq!((trust.doubt(10, later), trust.believed()), (None, 10), "they are back");
         assert_eq!(trust.doubt(1, later), Some(DISTRUST), "from the start");
-        assert_eq!(trust.doubt(1, later + DISTRUST), None, "so it is");
-        assert_eq!(trust.doubt(0, later + DISTRUST), Some(DISTRUST));
+        let end = later + DISTRUST;
+        assert_eq!((trust.doubt(1, end), trust.believed()), (None, 1), "so it is");
+        assert_eq!(trust.doubt(0, end), Some(DISTRUST));
+        // One by one within a moment, and at leisure.
+        let mut trust = Trust::default();
+        for count in (5..=10).rev() {
+            assert_eq!(trust.doubt(count, start), None);
+        }
+        assert_eq!(trust.doubt(4, start), Some(DISTRUST));
+        let mut trust = Trust::default();
+        for (count, at) in (0..=10).rev().zip(0..) {
+            assert_eq!(trust.doubt(count, start + DISTRUST * at), None, "{count}");
+        }
     }
 }

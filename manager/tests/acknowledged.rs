@@ -520,7 +520,7 @@ async fn insisting_is_checked_against_fresh_lists_and_not_done_in_doubt() {
     case.bench.watch();
     case.bench.advance(Duration::from_secs(5));
     let reason = case.waits().await;
-    assert!(reason.contains("suddenly there are 2 Nodes instead of 5"), "{reason}");
+    assert!(reason.contains("suddenly there are 2 Nodes instead of 6"), "{reason}");
     assert_eq!(fake.ring().pending.len(), 1, "nor does anybody leave the list");
     case.bench.advance(DISTRUST);
     case.settle().await;

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Acknowledged, Expected};
+use super::{Acknowledged, Expected, Sight};
 use crate::{
-    ring::{Enforcement, Ring, Role},
+    ring::{Enforcement, Role},
     uid::Uid,
 };
 
@@ -29,9 +29,13 @@ impl Acknowledged {
     /// The nodes that don't receive with the generation in use, or with the first one to be, and so many of those that
     /// ESP does not pass between that it passes between the others. Incarnations don't matter: or new keys for one node
     /// would make all others pending.
-    pub(super) fn pending(&self, expected: &[Expected<'_>], ring: Option<&Ring>, now: Instant) -> Pending {
-        let ring = ring.filter(|ring| ring.enforcement == Enforcement::Permissive);
+    pub(super) fn pending(&self, expected: &[Expected<'_>], sight: Sight<'_>, now: Instant) -> Pending {
+        let ring = sight.ring.filter(|ring| ring.enforcement == Enforcement::Permissive);
         let Some(ring) = ring else { return Pending::default() };
+        if expected.is_empty() {
+            // No cluster is empty: this is a list that went wrong.
+            return Pending { nodes: ring.pending.clone(), obstacle: None };
+        }
         let active = ring.active();
         let Some(generation) = active.or_else(|| ring.with_role(Role::Staged)) else {
             return Pending::default();
@@ -40,7 +44,15 @@ impl Acknowledged {
         let late = active.is_some() || self.since.waited(generation, now) >= PENDING_AFTER + turns;
         let (received, lacking): (Vec<_>, Vec<_>) =
             expected.iter().partition(|node| node.says(|said| said.receives.contains_key(&generation.uid)));
-        let silent = lacking.into_iter().filter(|node| late || node.pending);
+        // Its kernel turns plaintext away, whatever has become of its agent: it is not to be spoken to in the clear.
+        let insists = |node: &Expected<'_>| {
+            active.is_none() && node.says(|said| said.enforcement == Enforcement::Enforcing)
+        };
+        let silent = lacking.into_iter().filter(|node| (late || node.pending) && !insists(node));
+        // An agent that was started anew has to find out again whom ESP reaches.
+        let untried = received
+            .iter()
+            .filter(|node| node.pending && sight.probing && node.says(|said| said.unreachable.is_none()));
         let names: BTreeMap<Uid, &str> =
             received.iter().filter_map(|node| Some((node.node.uid?, node.node.name.as_str()))).collect();
         let pairs = pairs(&received, &names);
@@ -53,7 +65,8 @@ impl Acknowledged {
             .collect();
         let cut_off = cut_off(&pairs, &doubtful);
         let apart = names.into_iter().filter(|(_, name)| cut_off.contains(name)).map(|(uid, _)| uid);
-        let nodes: BTreeSet<Uid> = silent.filter_map(|node| node.node.uid).chain(apart).collect();
+        let nodes: BTreeSet<Uid> =
+            silent.chain(untried.copied()).filter_map(|node| node.node.uid).chain(apart).collect();
         let fewer = nodes.is_subset(&ring.pending);
         Pending {
             nodes: if fewer && self.pended_for(now) < PAUSE.max(turns) {

@@ -232,6 +232,24 @@ fn burnt_incarnations_are_replaced_once_and_not_too_often() {
 }
 
 #[test]
+fn where_many_nodes_need_new_keys_a_rotation_gives_them() {
+    let mut case = Case::new(&[Role::Active]);
+    let (node, word) = (case.nodes[0].clone(), case.said["node-1"].clone());
+    for n in 0..=REKEYED as u8 {
+        let (name, uid, boot) = (format!("node-{n}"), Some(uid(n)), uid(n));
+        case.nodes.push(NodeFacts { name: name.clone(), uid, boot: Some(boot), ..node.clone() });
+        let burnt = [(gen_uid(1), 0)].into();
+        case.said.insert(name, Acknowledgement { node: boot, boot, burnt, ..word.clone() });
+    }
+    case.nodes.drain(..3);
+    let facts = case.observe();
+    assert!(facts.rekey.is_empty() && facts.requested.unwrap().starts_with("101 nodes lost SAs"));
+    case.nodes.pop();
+    let facts = case.observe();
+    assert_eq!((facts.rekey.len(), facts.requested), (REKEYED, None));
+}
+
+#[test]
 fn limits_and_lost_rings_are_heard_of() {
     let mut case = Case::new(&STAGED);
     let facts = case.observe();
@@ -411,7 +429,17 @@ fn pods_may_come_to_who_encrypts_and_insists_where_the_ring_does() {
         assert_eq!(free(&case), others);
         case.nodes[1].excluded = true;
         assert_eq!(free(&case), all, "it takes no part");
+        case.ring = ring(&[Role::Staged]);
+        assert_eq!(free(&case), ["node-2"], "whatever the others do");
     }
+    // Nobody encrypts to a pending node, which is no reason to keep pods from the others.
+    let mut case = Case::new(&[Role::Active]);
+    case.said.values_mut().for_each(|said| said.encrypts = false);
+    assert_eq!(free(&case), [""; 0]);
+    case.ring.pending = [uid(2)].into();
+    assert_eq!(free(&case), others);
+    case.ring.revision += 1;
+    assert_eq!(free(&case), [""; 0], "by an older ring, they may not encrypt to others");
     let mut case = Case::new(&[Role::Active]);
     case.ring.enforcement = Enforcement::Enforcing;
     assert_eq!(free(&case), [""; 0], "nobody has insisted yet");
@@ -473,6 +501,67 @@ fn nodes_become_pending_at_once_and_leave_together() {
     assert_eq!(pending(&case.observe()), []);
     case.acknowledged = Acknowledged::new(LIMIT);
     assert_eq!(pending(&case.observe()), [], "a new manager does not know since when");
+}
+
+#[test]
+fn a_pending_node_stays_so_until_it_has_tried_whom_esp_reaches() {
+    let mut case = Case::new(&ACTIVE);
+    case.probing = true;
+    case.ring.pending = [uid(2)].into();
+    // All agents were started anew at the same time: nobody knows of a pair any more.
+    case.said.values_mut().for_each(|said| said.unreachable = None);
+    let facts = case.observe();
+    assert_eq!(pending(&facts), [uid(2)]);
+    assert_eq!(awaits(&facts.may_insist).len(), 3, "not tried is not reached");
+    case.second().unreachable = Some(BTreeSet::new());
+    assert_eq!(pending(&case.observe()), []);
+    case.second().unreachable = Some([uid(1)].into());
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.probing = false;
+    case.second().unreachable = None;
+    assert_eq!(pending(&case.observe()), [], "nobody tries");
+}
+
+#[test]
+fn an_empty_list_makes_nobody_pending_and_nobody_ready() {
+    let mut case = Case::new(&ACTIVE);
+    case.ring.pending = [uid(2)].into();
+    case.nodes.clear();
+    let facts = case.observe();
+    assert_eq!((pending(&facts), facts.nobody_insists), (vec![uid(2)], Answer::In(LOOK_AGAIN)));
+    // That is no list that went wrong: everybody was excluded on purpose.
+    let mut case = Case::new(&SILENCED);
+    case.nodes.iter_mut().for_each(|node| node.excluded = true);
+    let facts = case.observe();
+    assert_eq!((facts.nobody_insists, facts.nobody_sends), (Answer::Yes, Answer::In(DRAIN)));
+}
+
+#[test]
+fn who_insists_is_not_spoken_to_in_the_clear_beside_a_ring_begun_anew() {
+    let mut case = Case::new(&[Role::Staged]);
+    case.observe();
+    case.second().receives.clear();
+    case.now += 2 * PENDING_AFTER;
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.second().enforcement = Enforcement::Enforcing;
+    let facts = case.observe();
+    assert_eq!((pending(&facts), awaits(&facts.all_receive)), (vec![], vec!["node-2"]));
+}
+
+#[test]
+fn a_node_is_left_behind_when_it_was_away_for_the_whole_time() {
+    let mut case = Case::new(&STAGED);
+    case.second().receives.remove(&gen_uid(2));
+    case.observe();
+    case.now += 2 * LIMIT;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    // Its kubelet is started anew: for a moment it is not Ready.
+    case.nodes[1].ready = false;
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.now += LIMIT - Duration::from_secs(1);
+    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.now += Duration::from_secs(1);
+    assert_eq!(case.observe().all_receive, Answer::Yes);
 }
 
 #[test]

@@ -270,9 +270,15 @@ fn a_ring_ends_with_its_installation() {
     assert_eq!(run.ring.as_ref().unwrap().installation, Some(one));
     run.step(YES);
     run.installation = Installation::Present(two);
-    assert_eq!(run.step(YES), (Action::Reset, vec![]));
-    assert_eq!(run.step(YES).0, Action::Begin);
-    assert_eq!(run.ring.as_ref().unwrap().installation, Some(two));
+    let before = run.ring.clone().unwrap();
+    assert_eq!(run.step(YES), (Action::Begin, vec![(1, Role::Staged)]));
+    let after = run.ring.as_ref().unwrap();
+    assert_eq!(
+        (after.installation, after.enforcement),
+        (Some(two), Enforcement::Permissive),
+        "never off in between"
+    );
+    assert!(after.generations[0].uid != before.generations[0].uid && after.revision > before.revision);
     run.installation = Installation::Absent;
     run.advance(24 * 365);
     assert_eq!(run.step(YES), (Action::Wait, vec![(1, Role::Staged)]), "orphaned agents keep their keys");

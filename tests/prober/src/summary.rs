@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::PodReport;
 
+/// A sender that is later than this shows that the machine was too busy to lose packets by itself only.
+const BUSY_MS: u64 = 1000;
+
 /// One direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Direction {
@@ -77,6 +80,13 @@ impl Summary {
                 let direction = judge(from, to, sender, receiver, &mut summary.invalid);
                 summary.add(direction);
             }
+        }
+        // Where a sender could not send for so long, neither could others do their part: who lost it is not known.
+        if summary.lost > 0 && summary.sender_late_ms > BUSY_MS {
+            let (lost, late) = (summary.lost, summary.sender_late_ms);
+            summary
+                .invalid
+                .push(format!("{lost} lost while the machine was too busy: a sender was {late} ms late"));
         }
         summary
     }

@@ -197,7 +197,12 @@ impl World {
                 let ready = !self.machines[at].partitioned;
                 self.edit_node(at, |node| node.ready = ready);
             }
-            Heal::Included(at) => self.edit_node(at, |node| node.excluded = false),
+            Heal::Included(at) => {
+                if self.objects.nodes.get(&self.machines[at].name).is_some_and(|node| node.excluded) {
+                    self.edit_node(at, |node| node.excluded = false);
+                    self.machines[at].included = Some(self.objects.version);
+                }
+            }
             Heal::BootId(at) => {
                 let boot = self.machines[at].boot;
                 self.edit_node(at, |node| node.boot = Some(boot));

@@ -205,6 +205,11 @@ impl World {
             if came_after && !receiver.receives.contains(&generation.uid) {
                 return true;
             }
+            // One that takes part again after the activation is waited for by nobody.
+            let activated = self.activated.get(&generation.uid).map(|(_, version)| *version);
+            if receiver.included > activated && !receiver.receives.contains(&generation.uid) {
+                return true;
+            }
             // For one that joins while there is no manager, nobody finds out whether its agent works.
             if self.now < self.unmanaged.0 + UNNOTICED && !receiver.receives.contains(&generation.uid) {
                 return true;
@@ -274,17 +279,21 @@ impl World {
 
     /// Invariant 2: nobody sends with a generation that this write of a manager takes out of the ring, those aside that
     /// may be left behind.
-    pub fn check_drop(&mut self, next: &Ring, nodes: &[NodeFacts]) {
+    pub fn check_drop(&mut self, next: &Ring, nodes: &[NodeFacts], behind: &[usize]) {
         let Some((ring, _)) = self.ring() else { return };
         let stays = |old: &Generation| next.generations.iter().any(|generation| generation.uid == old.uid);
         for old in ring.generations.iter().filter(|old| !stays(old)) {
-            self.check_dropped(old, nodes);
+            self.check_dropped(old, nodes, behind);
         }
     }
 
-    fn check_dropped(&mut self, old: &Generation, nodes: &[NodeFacts]) {
+    fn check_dropped(&mut self, old: &Generation, nodes: &[NodeFacts], behind: &[usize]) {
         let mut wrongs = Vec::new();
-        for machine in self.machines.iter().filter(|machine| machine.live && machine.left_behind.is_none()) {
+        let followed = |at: usize, machine: &Machine| {
+            machine.live && machine.left_behind.is_none() && !behind.contains(&at)
+        };
+        let machines = self.machines.iter().enumerate();
+        for (_, machine) in machines.filter(|(at, machine)| followed(*at, machine)) {
             let node = nodes.iter().find(|node| node.name == machine.name);
             let Some(uid) = machine.uid.filter(|_| node.is_none_or(|node| node.ready && !node.excluded))
             else {

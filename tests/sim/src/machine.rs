@@ -83,6 +83,8 @@ pub struct Machine {
     pub flushed: bool,
     /// The resourceVersion of the last write that went on without it: of an activation, or from before it had a Node.
     pub left_behind: Option<u64>,
+    /// The resourceVersion from which on it took part again.
+    pub included: Option<u64>,
     /// When it first knew a generation to send with after each break in the ring's history.
     pub sends_since: BTreeMap<u64, Time>,
     /// Its own luck.

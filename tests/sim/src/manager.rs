@@ -260,13 +260,14 @@ impl World {
         }
         let document = next.to_yaml().as_bytes().to_vec();
         let uid = secret.uid;
-        if action != Action::Reset {
-            self.check_drop(next, nodes);
+        let behind = self.left_behind(held.ring.as_ref(), action, nodes);
+        // Both may leave a ring behind that was made for another installation.
+        if !matches!(action, Action::Reset | Action::Begin) {
+            self.check_drop(next, nodes, &behind);
         }
         if action == Action::Insist {
             self.check_insist(nodes);
         }
-        let behind = self.left_behind(held.ring.as_ref(), action, nodes);
         let before = self.history.last().cloned();
         let version = self.write_secret(Some(Secret { uid, document: Some(document) }));
         for machine in behind {
@@ -304,8 +305,15 @@ impl World {
             let since = self.roles.get(&(generation.uid, generation.role)).copied().unwrap_or(self.now);
             self.now - since >= self.scenario.limit
         });
+        // One to which nobody encrypts, and that nobody hears.
+        let mute = |node: &NodeFacts| {
+            let pending = ring.zip(node.uid).is_some_and(|(ring, uid)| ring.pending.contains(&uid));
+            let said = self.objects.said();
+            let heard = said.get(&node.name);
+            pending && heard.is_none_or(|said| node.uid != Some(said.node) || node.boot != Some(said.boot))
+        };
         // One that takes no part, and may again before it has heard of this.
-        let behind = |node: &NodeFacts| node.excluded || (waited && !node.ready);
+        let behind = |node: &NodeFacts| node.excluded || (waited && (!node.ready || mute(node)));
         let machines = self.machines.iter().enumerate();
         let behind = machines
             .filter(|(_, machine)| nodes.iter().any(|node| node.name == machine.name && behind(node)));

@@ -572,6 +572,7 @@ impl World {
             receives: BTreeSet::new(),
             insists: false,
             let_through: BTreeSet::new(),
+            included: None,
             burnt: BTreeSet::new(),
             flushed: false,
             left_behind: None,

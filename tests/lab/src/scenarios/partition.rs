@@ -23,7 +23,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// How long a rotation waits for a node that is not ready. The node counts as ready for 25 s after it was cut off.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(25);
 
 fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
