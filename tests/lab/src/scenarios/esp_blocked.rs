@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::cluster::until;
 use super::overlay::{Manifest, Overlay, PATIENCE};
 use super::probe::Probe;
+use super::processes::{AGENT, signal_everywhere};
+use super::ring::Ring;
 use super::{manager, wire};
 use crate::lab::Lab;
 use crate::progress::note;
@@ -41,7 +43,7 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
 
 fn live(lab: &Lab, report: &mut Report, overlay: &Overlay<'_>, probe: &Probe) -> Result<()> {
     let pairs = probe.pairs();
-    let mut named = 0;
+    let (mut named, mut insisted) = (0, false);
     let blocked = wire::watch(probe, "while ESP is dropped", || {
         note("kubectl apply");
         overlay.apply()?;
@@ -50,10 +52,14 @@ fn live(lab: &Lab, report: &mut Report, overlay: &Overlay<'_>, probe: &Probe) ->
             Ok(named == pairs)
         })?;
         note(format!("kubectl get nodeencryptions -o wide:\n{}", table(lab)?));
+        note("all agents killed: nobody knows any more whom ESP reaches");
+        signal_everywhere(lab, AGENT, "-KILL")?;
         std::thread::sleep(BLOCKED);
         named = named_pairs(lab)?;
+        insisted = Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "permissive");
         Ok(())
     })?;
+    report.check(!insisted, "nobody insists on what does not pass");
     report.figure("named", named);
     report.check(named == pairs, format!("{named} of {pairs} pairs are named as unreachable"));
     blocked.check_delivered(report);
