@@ -263,7 +263,13 @@ impl Roster {
     /// already, then the oldest.
     fn claims(&self, problems: &mut Vec<Problem>) -> BTreeMap<IpAddr, Vec<Uid>> {
         let mut claims: BTreeMap<IpAddr, Vec<Uid>> = BTreeMap::new();
-        for (uid, entry) in &self.entries {
+        // Whoever was made anew speaks for its predecessor as soon as it says where it is.
+        let live =
+            |entry: &&Entry| entry.gone_after.is_none() && entry.addr.is_some() && entry.boot.is_some();
+        let known: BTreeSet<&str> =
+            self.entries.values().filter(live).map(|entry| entry.name.as_str()).collect();
+        let succeeded = |entry: &Entry| entry.gone_after.is_some() && known.contains(entry.name.as_str());
+        for (uid, entry) in self.entries.iter().filter(|(_, entry)| !succeeded(entry)) {
             let node = || entry.name.clone();
             if entry.stale_boot {
                 problems.push(Problem::StaleBoot { node: node() });
@@ -502,6 +508,14 @@ mod tests {
         let view = roster.view(now);
         assert_eq!(view.peers[&[192, 0, 2, 2].into()].end.node, uid(42));
         assert_eq!(view.problems, []);
+        // For good: its predecessor does not come back when it claims another address.
+        roster.apply(NodeFacts { uid: Some(uid(42)), addr: node(3, 0).addr, ..node(2, 102) }, now);
+        let view = roster.view(now);
+        assert_eq!(boots(&view), [(3, uid(103))]);
+        // But one that does not say yet where it is takes nothing from its predecessor.
+        let mut roster = self::roster(3, now);
+        roster.apply(NodeFacts { uid: Some(uid(42)), boot: None, ..node(2, 102) }, now);
+        assert_eq!(roster.view(now).peers[&[192, 0, 2, 2].into()].end.node, uid(2));
     }
 
     #[test]
