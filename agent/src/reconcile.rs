@@ -138,8 +138,9 @@ impl<K: Kernel> Reconciler<K> {
         let mut troubled: BTreeSet<IpAddr> = BTreeSet::new();
         let mut pins = Pins::of(&actual);
         for class in diff.classes {
-            writable &= self.write(&announced(&class, plan), &mut outcome);
-            let (ready, held_back): (Vec<Op>, Vec<Op>) = class.into_iter().partition(|op| match op {
+            let noted: Vec<Option<Entry>> = class.iter().map(|op| noted(op, plan)).collect();
+            writable &= self.write(&announced(&noted), &mut outcome);
+            let may = |op: &Op| match op {
                 Op::AddPolicy(policy) | Op::UpdatePolicy(policy) => {
                     pinned(policy.id, policy.action).is_none_or(|id| !unavailable.contains(&id))
                 }
@@ -149,12 +150,21 @@ impl<K: Kernel> Reconciler<K> {
                 // A policy that could not be changed must not lose the SA that it sends with.
                 Op::DeleteState(id) => !pins.contains(*id),
                 Op::DeletePolicy(_) => true,
-            });
+            };
+            let (mut ready, mut held_back, mut noted_of) = (Vec::new(), Vec::new(), Vec::new());
+            for (op, noted) in class.into_iter().zip(noted) {
+                if may(&op) {
+                    noted_of.push(noted);
+                    ready.push(op);
+                } else {
+                    held_back.push(op);
+                }
+            }
             troubled.extend(held_back.iter().filter_map(|op| remote(plan, op)));
             unavailable.extend(held_back.iter().filter_map(added));
             let mut entries = Vec::new();
-            for (op, result) in ready.iter().zip(self.kernel.apply(&ready)) {
-                entries.extend(learned(op, &result, plan));
+            for ((op, noted), result) in ready.iter().zip(noted_of).zip(self.kernel.apply(&ready)) {
+                entries.extend(noted.and_then(|noted| learned(noted, &result)));
                 match result {
                     Ok(()) => {
                         outcome.changed += 1;
@@ -227,21 +237,25 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-/// What to write down before a class is carried out: outbound keys that will be used, inbound SAs that we take out.
-fn announced(class: &[Op], plan: &Plan) -> Vec<Entry> {
-    let entry = |op: &Op| match op {
-        Op::AddState(sa) => entry(plan, sa.id).filter(|entry| matches!(entry, Entry::Out { .. })),
+/// What there is to write down of an operation, before or afterwards.
+fn noted(op: &Op, plan: &Plan) -> Option<Entry> {
+    match op {
+        Op::AddState(sa) => entry(plan, sa.id),
         Op::DeleteState(id) => Some(Entry::Gone(*id)),
-        _ => None,
-    };
-    class.iter().filter_map(entry).collect()
+        Op::AddPolicy(_) | Op::UpdatePolicy(_) | Op::DeletePolicy(_) => None,
+    }
+}
+
+/// What to write down before a class is carried out: outbound keys that will be used, inbound SAs that we take out.
+fn announced(noted: &[Option<Entry>]) -> Vec<Entry> {
+    let before = |entry: &&Entry| matches!(entry, Entry::Out { .. } | Entry::Gone(_));
+    noted.iter().flatten().filter(before).copied().collect()
 }
 
 /// What to write down afterwards: inbound SAs that are there now, outbound keys that were refused.
-fn learned(op: &Op, result: &Result<(), OpError>, plan: &Plan) -> Option<Entry> {
-    let entry = entry(plan, added(op)?)?;
-    match (entry, result) {
-        (Entry::In { .. }, Ok(())) => Some(entry),
+fn learned(noted: Entry, result: &Result<(), OpError>) -> Option<Entry> {
+    match (noted, result) {
+        (Entry::In { .. }, Ok(())) => Some(noted),
         // Without an answer nobody knows; nor does anybody what it is that is there already.
         (Entry::Out { generation, key, .. }, Err(error))
             if !matches!(error.kind, OpErrorKind::Unknown | OpErrorKind::Exists) =>
