@@ -245,6 +245,17 @@ impl Agent {
         self.watched.at_the_end(answer)
     }
 
+    /// The DaemonSet was deleted without its pods: the next process on this node should know.
+    #[must_use]
+    pub const fn orphaned(&self) -> bool {
+        self.watched.orphaned()
+    }
+
+    /// The process before this one has seen that.
+    pub const fn remember_orphaned(&mut self) {
+        self.watched.remember_orphaned();
+    }
+
     /// What to find out now that the process is asked to end.
     #[must_use]
     pub fn question(&self) -> Question {

@@ -13,6 +13,7 @@ pub mod held;
 pub mod journal;
 pub mod kernel;
 pub mod lock;
+pub mod mark;
 pub mod metrics;
 #[cfg(any(test, feature = "model"))]
 pub mod model_kernel;

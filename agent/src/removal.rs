@@ -67,6 +67,17 @@ impl Watched {
         (verdict == Verdict::Removal).then_some(verdict)
     }
 
+    /// The DaemonSet went without its pods.
+    #[must_use]
+    pub const fn orphaned(&self) -> bool {
+        self.orphaned
+    }
+
+    /// The process before this one has seen that.
+    pub const fn remember_orphaned(&mut self) {
+        self.orphaned = true;
+    }
+
     /// The verdict at SIGTERM, when the API was asked once more; `None` where it gave no answer about the DaemonSet.
     pub fn at_the_end(&mut self, answer: Option<Sighting>) -> Verdict {
         match answer {

@@ -28,6 +28,7 @@ use crate::{
     journal::Journal,
     kernel::{Events, XfrmSocket},
     lock::Lock,
+    mark::Mark,
     metrics::Metrics,
     nodes, probe_socket,
     probing::Probes,
@@ -88,8 +89,15 @@ pub async fn run(config: Config) -> Result<()> {
     let (probes, to_probe) = watch::channel(None);
     tokio::spawn(probe_socket::probe(to_probe, events.clone(), metrics.clone()));
     tokio::spawn(writer::write(client.clone(), name.clone(), to_write, metrics.clone()));
+    let mark = Mark::find(&config.node.journal_dir);
+    let mut agent = Agent::new(name.clone(), boot, settings);
+    if mark.is_set() {
+        tracing::info!("the DaemonSet was deleted without its pods: its absence is no removal");
+        agent.remember_orphaned();
+    }
     let shell = Shell {
-        agent: Agent::new(name.clone(), boot, settings),
+        agent,
+        mark,
         reporter: Reporter::new(&health, metrics),
         targets,
         kernel_changed: listen_to_kernel()?,
@@ -227,6 +235,8 @@ impl Ask for Api {
 pub struct Shell {
     /// The decisions.
     pub agent: Agent,
+    /// For the next process.
+    pub mark: Mark,
     /// What tells people.
     pub reporter: Reporter,
     /// To the thread that changes the kernel.
@@ -291,6 +301,7 @@ impl Shell {
     fn take(&mut self, event: Event) {
         let removing = self.agent.removing();
         self.agent.take(event, Instant::now().into_std());
+        self.mark.set(self.agent.orphaned());
         if self.agent.removing() && !removing {
             self.reporter.removal_begins();
         }

@@ -349,6 +349,21 @@ fn an_orphaned_agent_goes_on() {
     assert!(!run.agent.removing());
     assert_eq!(run.agent.judge(Some(Sighting::Absent)), Verdict::Restart);
     assert_eq!(run.changes(), 0);
+    assert!(run.agent.orphaned());
+    // Nor does the next process on this node take it for a removal, which never saw the DaemonSet.
+    let mut kernel = ModelKernel::default();
+    for (remembers, verdict) in [(true, Verdict::Restart), (false, Verdict::Removal)] {
+        let mut run = Run::encrypting(&mut kernel, permissive());
+        if remembers {
+            run.agent.remember_orphaned();
+        }
+        run.tell(Event::DaemonSet(Some(Sighting::Absent)));
+        assert!(remembers != run.agent.removing(), "this one has seen it");
+        assert_eq!(run.agent.judge(Some(Sighting::Absent)), verdict);
+    }
+    let there = Sighting::Present { uid: Some(uid(SET)), deleting: false, orphaning: false };
+    run.tell(Event::DaemonSet(Some(there)));
+    assert!(!run.agent.orphaned(), "another one has adopted it");
 }
 
 #[test]

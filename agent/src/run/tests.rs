@@ -129,6 +129,7 @@ impl Whole {
         let (to_probe, probes) = watch::channel(None);
         let shell = Shell {
             agent: Agent::new("node-1".into(), boot, settings),
+            mark: Mark::find(Path::new("/nowhere")),
             reporter: Reporter::new(&health, Metrics::new().0),
             targets,
             kernel_changed: Arc::default(),
@@ -333,6 +334,7 @@ async fn the_death_of_the_kernels_thread_ends_the_process() {
         Settings { debounce: Duration::ZERO, resync: DEADLINE, removal_skew: Duration::ZERO, probe_port: 0 };
     let shell = Shell {
         agent: Agent::new("node-1".into(), Uid::from_random([1; 16]), settings),
+        mark: Mark::find(Path::new("/nowhere")),
         reporter: Reporter::new(&Health::default(), Metrics::new().0),
         targets,
         kernel_changed: Arc::default(),
