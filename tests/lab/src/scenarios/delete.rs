@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::cluster::until;
 use super::enforcing::{self, Totals};
 use super::overlay::{AGENTS, DEPLOYMENT, Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::partition::{cut_off, join_again};
 use super::probe::Probe;
+use super::processes::{AGENT, pids, signal_everywhere};
 use super::xfrm;
 use crate::lab::Lab;
 use crate::product;
@@ -32,11 +33,18 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let before = xfrm::dump(lab)?;
     totals.event(report, &probe, "delete daemonset --cascade=orphan is no removal", true, || {
         lab.kubectl(&["-n", NAMESPACE, "delete", AGENTS, "--cascade=orphan"])?;
-        std::thread::sleep(Duration::from_secs(8));
+        std::thread::sleep(Duration::from_secs(4));
+        // Nor is the end of an agent that has never seen the DaemonSet.
+        signal_everywhere(lab, AGENT, "-KILL")?;
+        let (pod, node) = overlay.agents()?.pop().context("there are no agents")?;
+        until("its agent to be started anew", PATIENCE, || Ok(!pids(lab, &node, AGENT)?.is_empty()))?;
+        std::thread::sleep(Duration::from_secs(3));
+        lab.kubectl(&["-n", NAMESPACE, "delete", "pod", &pod])?;
+        std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
     enforcing::check_unchanged(lab, report, "orphaned", &before)?;
-    totals.event(report, &probe, "applied again, the DaemonSet adopts the agents", false, || {
+    totals.event(report, &probe, "applied again, the DaemonSet adopts the agents", true, || {
         overlay.apply()?;
         overlay.wait_rolled_out()?;
         enforcing::wait(lab)
