@@ -41,10 +41,6 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where it can't start: port taken, no credentials.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        config.startup_taint.is_none() || config.rotation.acknowledgements != Acknowledgements::Timed,
-        "--startup-taint needs the nodes' word, which --acknowledgements=timed does without: nobody would ever remove the taint"
-    );
     let schedule = config.rotation.schedule(Timestamp::now()).map_err(anyhow::Error::msg)?;
     let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
@@ -66,6 +62,14 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         enforcement = %config.rotation.enforcement,
         "managing the key ring: rotation {schedule}, each step after {follow}"
     );
+    if let Some(taint) = &config.startup_taint
+        && config.rotation.acknowledgements == Acknowledgements::Timed
+    {
+        tracing::warn!(
+            taint,
+            "the start-up taint stays on nodes: without acknowledgements nobody says that they encrypt"
+        );
+    }
     let options = Options {
         schedule,
         suite: config.rotation.suite,
