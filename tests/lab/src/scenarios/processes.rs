@@ -19,11 +19,12 @@ pub fn pids(lab: &Lab, node: &str, program: &str) -> Result<Vec<String>> {
 
 /// Sends a signal to a program on a node; returns how many processes got it.
 pub fn signal(lab: &Lab, node: &str, program: &str, signal: &str) -> Result<usize> {
-    let pids = pids(lab, node, program)?;
-    for pid in &pids {
-        lab.exec_ok(node, &["kill", signal, pid])?;
+    let mut got = 0;
+    for pid in pids(lab, node, program)? {
+        // One that has ended since then gets none.
+        got += usize::from(lab.exec(node, &["kill", signal, &pid])?.status == 0);
     }
-    Ok(pids.len())
+    Ok(got)
 }
 
 /// Sends a signal to a program on all nodes; returns how many processes got it.
