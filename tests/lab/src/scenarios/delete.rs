@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::cluster::until;
 use super::enforcing::{self, Totals};
@@ -35,9 +35,12 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
         lab.kubectl(&["-n", NAMESPACE, "delete", AGENTS, "--cascade=orphan"])?;
         std::thread::sleep(Duration::from_secs(4));
         // Nor is the end of an agent that has never seen the DaemonSet.
-        signal_everywhere(lab, AGENT, "-KILL")?;
         let (pod, node) = overlay.agents()?.pop().context("there are no agents")?;
-        until("its agent to be started anew", PATIENCE, || Ok(!pids(lab, &node, AGENT)?.is_empty()))?;
+        let before = pids(lab, &node, AGENT)?;
+        ensure!(signal_everywhere(lab, AGENT, "-KILL")? > 0, "no agent was there to be killed");
+        until("its agent to be started anew", PATIENCE, || {
+            Ok(pids(lab, &node, AGENT)?.iter().any(|pid| !before.contains(pid)))
+        })?;
         std::thread::sleep(Duration::from_secs(3));
         lab.kubectl(&["-n", NAMESPACE, "delete", "pod", &pod])?;
         std::thread::sleep(Duration::from_secs(3));

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::cluster::until;
@@ -53,7 +53,7 @@ fn live(lab: &Lab, report: &mut Report, overlay: &Overlay<'_>, probe: &Probe) ->
         })?;
         note(format!("kubectl get nodeencryptions -o wide:\n{}", table(lab)?));
         note("all agents killed: nobody knows any more whom ESP reaches");
-        signal_everywhere(lab, AGENT, "-KILL")?;
+        ensure!(signal_everywhere(lab, AGENT, "-KILL")? == lab.nodes().len(), "not all agents were killed");
         std::thread::sleep(BLOCKED);
         named = named_pairs(lab)?;
         insisted = Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "permissive");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::probe::Probe;
 use super::processes::{AGENT, pids, signal};
@@ -65,7 +65,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
             let mut took = Duration::ZERO;
             let watched = wire::watch(probe, what, || {
                 if *one_stopped {
-                    signal(lab, &stopped.name, AGENT, "-STOP")?;
+                    ensure!(signal(lab, &stopped.name, AGENT, "-STOP")? == 1, "no agent to be stopped");
                 }
                 let begun = Instant::now();
                 inflict(lab, flushed, others)?;
