@@ -16,8 +16,8 @@ CARGO := cargo --locked
 LAB := cargo lab
 
 # Every scenario of the gate. They share one lab, and neighbours that can an installation.
-SCENARIOS := encrypt enable esp-blocked delete wire suites disable rotate straggler flush limits junk reboot upgrade crash \
-	join-leave rotate-faults partition rotate-timed reapply not-a-removal mke-manifest foreign intruder leaks mtu \
+SCENARIOS := encrypt enable esp-blocked delete wire suites disable rotate straggler flush limits junk reboot crash upgrade \
+	join-leave rotate-timed partition rotate-faults reapply not-a-removal mke-manifest foreign intruder leaks mtu \
 	bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
@@ -99,8 +99,9 @@ kernel-tests: ## The driver against a real kernel with IPsec, in a guest.
 .PHONY: api-tests
 api-tests: ## Manager and manifests against a real API server.
 	$(call stage,'real API server')
+	$(CARGO) test --workspace --test api_server --no-run --quiet
 	$(LAB) up --nodes 0
-	status=0; $(LAB) inside $(CARGO) test --workspace --test api_server || status=$$?; \
+	status=0; $(LAB) inside $(call TEST_BINARY,api_server) || status=$$?; \
 		$(LAB) down; exit $$status
 
 .PHONY: scenarios

@@ -8,21 +8,21 @@ use crate::lab::{Lab, TUNNEL_MTU};
 use crate::wait::wait_until;
 
 /// Our objects, in the order in which they go: those whose removal is work for our pods first.
-const OBJECTS: &[(&str, &str)] = &[
-    ("daemonset", "ucp-secureoverlay-agent"),
-    ("deployment", "ucp-secureoverlay-mgr"),
-    ("secret", "ucp-secureoverlay"),
-    ("serviceaccount", "ucp-secureoverlay-agent"),
-    ("serviceaccount", "ucp-secureoverlay-mgr"),
-    ("clusterrolebinding", "ucp-secureoverlay-agent"),
-    ("clusterrolebinding", "ucp-secureoverlay-mgr"),
-    ("clusterrole", "ucp-secureoverlay-agent"),
-    ("clusterrole", "ucp-secureoverlay-mgr"),
-    ("rolebinding", "ucp-secureoverlay-agent"),
-    ("rolebinding", "ucp-secureoverlay-mgr"),
-    ("role", "ucp-secureoverlay-agent"),
-    ("role", "ucp-secureoverlay-mgr"),
-    ("customresourcedefinition", "nodeencryptions.secureoverlay.io"),
+const OBJECTS: &[&str] = &[
+    "daemonset/ucp-secureoverlay-agent",
+    "deployment/ucp-secureoverlay-mgr",
+    "secret/ucp-secureoverlay",
+    "serviceaccount/ucp-secureoverlay-agent",
+    "serviceaccount/ucp-secureoverlay-mgr",
+    "clusterrolebinding/ucp-secureoverlay-agent",
+    "clusterrolebinding/ucp-secureoverlay-mgr",
+    "clusterrole/ucp-secureoverlay-agent",
+    "clusterrole/ucp-secureoverlay-mgr",
+    "rolebinding/ucp-secureoverlay-agent",
+    "rolebinding/ucp-secureoverlay-mgr",
+    "role/ucp-secureoverlay-agent",
+    "role/ucp-secureoverlay-mgr",
+    "customresourcedefinition/nodeencryptions.secureoverlay.io",
 ];
 const PODS: &str = "k8s-app=ucp-secureoverlay-agent";
 const MANAGER_PODS: &str = "app=ucp-secureoverlay-mgr";
@@ -34,13 +34,11 @@ pub fn clean(lab: &Lab) -> Result<Vec<String>> {
         // An agent that a scenario stopped could not end.
         lab.exec(&node.name, &["pkill", "-CONT", "-x", "ucp-secureoverl"])?;
     }
-    for (kind, name) in OBJECTS {
-        let said =
-            lab.kubectl(&["-n", "kube-system", "delete", kind, name, "--ignore-not-found", "--wait=false"])?;
-        if !said.trim().is_empty() {
-            found.push(format!("{kind} {name}"));
-        }
-    }
+    let said = lab.kubectl(
+        &[&["-n", "kube-system", "delete", "--ignore-not-found", "--wait=false", "-o", "name"], OBJECTS]
+            .concat(),
+    )?;
+    found.extend(said.lines().map(str::to_owned));
     for selector in [PODS, MANAGER_PODS] {
         let gone = || {
             let pods = lab.kubectl(&["-n", "kube-system", "get", "pods", "-l", selector, "-o", "name"])?;

@@ -66,11 +66,16 @@ pub struct Installed<'l> {
 }
 
 impl<'l> Installed<'l> {
-    /// Installs it, or goes on with what the scenario before has left.
-    fn new(lab: &'l Lab) -> Result<Self> {
+    /// Installs it, or goes on with what the scenario before has left `at_work`.
+    fn new(lab: &'l Lab, at_work: bool) -> Result<Self> {
         let overlay = Overlay::new(lab, Manifest::Ours);
         let probe = Probe::deploy(lab)?;
-        enforcing::enable(&overlay)?;
+        if at_work {
+            overlay.wait_rolled_out()?;
+            enforcing::wait(lab)?;
+        } else {
+            enforcing::enable(&overlay)?;
+        }
         Ok(Self { overlay, probe })
     }
 }
@@ -192,7 +197,7 @@ fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile, at_work: bool, 
         Run::Guest(run) => run(&mut report, profile),
         Run::Cluster(run) => run(cluster()?, &mut report, profile),
         Run::Installed(run) => {
-            let installed = Installed::new(cluster()?)?;
+            let installed = Installed::new(cluster()?, at_work)?;
             run(&installed, &mut report, profile)?;
             if stays && report.ok() { Ok(()) } else { installed.overlay.disable_and_check(&mut report) }
         }

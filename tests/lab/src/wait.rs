@@ -20,6 +20,6 @@ pub fn wait_until<T>(
         if Instant::now() >= deadline {
             bail!("waited {} s in vain for {what}", patience.as_secs());
         }
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(250));
     }
 }

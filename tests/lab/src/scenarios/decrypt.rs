@@ -14,22 +14,20 @@ use secureoverlay_common::wire::{self as scheme, End};
 use secureoverlay_prober::packet::Packet as ProbePacket;
 use serde_json::json;
 
-use super::overlay::{Manifest, Overlay};
-use super::probe::Probe;
 use super::ring::read_document;
-use super::suites::change_suite;
+use super::suites::{change_suite, wait_for_suite};
 use super::wire;
 use crate::esp::Esp;
 use crate::lab::Lab;
 use crate::pcap::Packet;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "wire",
     about: "captured packets are opened with derived keys and hold the probes, for every suite",
     estimate: "90 s",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
 const IPIP: u8 = 4;
@@ -37,19 +35,16 @@ const UDP: u8 = 17;
 /// The port at which agents probe whether ESP passes.
 const REACH_PORT: u16 = 9468;
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    overlay.configure_manager(&["SECUREOVERLAY_PROPAGATION_DELAY=4s"])?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let time = Duration::from_secs(if profile == Profile::Full { 30 } else { 5 });
 
     let (mut sent, mut decrypted, mut probes) = (0, BTreeMap::new(), BTreeMap::new());
     let mut bad = Bad::default();
     for suite in Suite::ALL {
-        change_suite(&overlay, suite)?;
+        change_suite(overlay, suite)?;
         let keys = Keys::read(lab)?;
-        let watched = wire::watch_for(&probe, &format!("with {suite}"), time)?;
+        let watched = wire::watch_for(probe, &format!("with {suite}"), time)?;
         watched.check_delivered(report);
         watched.check_encrypted(report);
         report.check(Keys::read(lab)?.ring == keys.ring, "the ring changed while packets were captured");
@@ -84,7 +79,8 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.expect("unknown_sa", bad.unknown_sa, 0);
     report.expect("not_ipip", bad.not_ipip, 0);
     report.expect("repeated_nonces", bad.repeated_nonces, 0);
-    overlay.disable_and_check(report)
+    overlay.configure_manager(&["SECUREOVERLAY_SUITE-"])?;
+    wait_for_suite(lab, Suite::default())
 }
 
 /// What must not be found.

@@ -102,9 +102,7 @@ fn cut_off_meanwhile(
     gone?;
     report.check(held > 0, "the node that was cut off went on");
     note("it is back, and its agent is ended");
-    until("all pods of SecureOverlay to be gone", PATIENCE, || {
-        Ok(overlay.agents()?.is_empty() && overlay.managers()?.is_empty())
-    })?;
+    overlay.wait_ended()?;
     let agent = lab.share(&product::programs()?.join("ucp-secureoverlay-agent"))?;
     let said = lab.exec_ok(&cut.name, &[&agent, "cleanup"])?;
     note(format!("{}: {}", cut.name, said.trim()));

@@ -24,7 +24,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// How long it is looked at while nothing gets better.
-const BLOCKED: Duration = Duration::from_secs(25);
+const BLOCKED: Duration = Duration::from_secs(20);
 /// Within what time everything is to be encrypted when ESP passes.
 const HEALED: Duration = Duration::from_secs(60);
 const TABLE: &str = "esp_blocked";

@@ -51,10 +51,10 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("lost", lost);
     report.figure("ipip", ipip);
     report.figure("kernel_changes", changed);
-    // Not judged here: an agent whose watch these events have cut, and whose rights end before it is back, leaves its
-    // kernel encrypting, as it should while it can't tell.
-    overlay.disable()?;
-    Ok(())
+    // What stays in the kernels is not judged here: an agent whose watch these events have cut, and whose rights end before
+    // it is back, leaves its kernel encrypting, as it should while it can't tell.
+    overlay.delete()?;
+    overlay.wait_ended()
 }
 
 /// The manager's node is drained; the agent there is evicted too, as drains that do not spare DaemonSets do.

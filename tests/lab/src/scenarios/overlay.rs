@@ -69,6 +69,14 @@ impl<'a> Overlay<'a> {
         self.lab.apply(&upgraded).map(drop)
     }
 
+    /// `kubectl apply -f` of the file with a variable more in every environment.
+    pub fn apply_with(&self, variable: &str, value: &str) -> Result<()> {
+        let (text, env) = (self.text()?, "        env:\n");
+        ensure!(text.matches(env).count() == 2, "{} has other environments", self.path().display());
+        let more = format!("{env}        - name: {variable}\n          value: {value}\n");
+        self.lab.apply(&text.replace(env, &more)).map(drop)
+    }
+
     /// Sets variables of the manager's environment and waits for its new pod.
     pub fn configure_manager(&self, variables: &[&str]) -> Result<()> {
         self.set_manager(variables)?;
@@ -114,9 +122,7 @@ impl<'a> Overlay<'a> {
     /// are left in the kernels some time later.
     pub fn disable(&self) -> Result<(usize, usize)> {
         self.delete()?;
-        until("all pods of SecureOverlay to be gone", PATIENCE, || {
-            Ok(self.agents()?.is_empty() && self.managers()?.is_empty())
-        })?;
+        self.wait_ended()?;
         let mut left = (0, 0);
         let clean = || {
             left = xfrm::ours_in(&xfrm::dump(self.lab)?);
@@ -125,6 +131,13 @@ impl<'a> Overlay<'a> {
         // What is left is the caller's to judge.
         drop(until("the kernels to hold nothing of ours", PATIENCE / 6, clean));
         Ok(left)
+    }
+
+    /// Waits until all pods have ended.
+    pub fn wait_ended(&self) -> Result<()> {
+        until("all pods of SecureOverlay to be gone", PATIENCE, || {
+            Ok(self.agents()?.is_empty() && self.managers()?.is_empty())
+        })
     }
 
     /// Switches off; nothing may be left.

@@ -6,13 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::cluster::until;
-use super::overlay::{Manifest, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::PATIENCE;
 use super::ring::Ring;
 use super::{wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::wait::wait_until;
 
 const ROTATIONS: u64 = 3;
@@ -22,25 +21,22 @@ pub const SCENARIO: Scenario = Scenario {
     name: "rotate-timed",
     about: "keys rotate under traffic by the timed rules",
     estimate: "2 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
-    wait_steady(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
 
     note("the same traffic without a rotation");
     let baseline =
-        wire::baseline(&probe, report, Duration::from_secs(if profile == Profile::Full { 60 } else { 15 }))?;
+        wire::baseline(probe, report, Duration::from_secs(if profile == Profile::Full { 60 } else { 10 }))?;
 
     let (interval, delay, rotations) =
         if profile == Profile::Full { ("60s", "20s", 2 * ROTATIONS) } else { ("12s", "4s", ROTATIONS) };
     note(format!("{rotations} rotations, one every {interval}"));
     let mut before = steady(lab, Leftovers::Go)?;
     let mut done = 0;
-    let rotated = wire::watch(&probe, "while rotating", || {
+    let rotated = wire::watch(probe, "while rotating", || {
         overlay.configure_manager(&[
             "SECUREOVERLAY_ACKNOWLEDGEMENTS=timed",
             &format!("SECUREOVERLAY_ROTATION_INTERVAL={interval}"),
@@ -63,7 +59,12 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("lost", rotated.probes.lost);
     report.figure("max_gap_ms", rotated.probes.longest_gap_ms);
     report.figure("baseline_gap_ms", baseline.longest_gap_ms);
-    overlay.disable_and_check(report)
+    overlay.configure_manager(&[
+        "SECUREOVERLAY_ACKNOWLEDGEMENTS=required",
+        "SECUREOVERLAY_ROTATION_INTERVAL-",
+        "SECUREOVERLAY_PROPAGATION_DELAY-",
+    ])?;
+    wait_steady(lab)
 }
 
 /// SAs of earlier generations in a kernel.

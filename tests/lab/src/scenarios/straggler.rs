@@ -25,7 +25,11 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
     let before = rotate_timed::steady(lab, Leftovers::Go)?;
     let node = &lab.nodes().last().context("a lab without nodes")?.name;
-    let stopped_for = Duration::from_secs(if profile == Profile::Full { 180 } else { 30 });
+    // So long that the kubelet starts the agent anew, which then does not know its SAs of the old generation.
+    let (stopped_for, leftovers) = match profile {
+        Profile::Short => (Duration::from_secs(30), Leftovers::Go),
+        Profile::Full => (Duration::from_secs(180), Leftovers::Stay),
+    };
     let (mut named, mut event, mut waited) = (None, None, false);
     let watched = wire::watch(probe, "while an agent is stopped", || {
         let begun = Instant::now();
@@ -51,7 +55,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         waited = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
         note("it goes on");
         signal(lab, node, AGENT, "-CONT")?;
-        rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
+        rotate_timed::wait_rotated(lab, &before, leftovers)?;
         until("nobody to be awaited any more", PATIENCE, || {
             Ok(manager::status(lab, node, "awaited")?.is_none())
         })

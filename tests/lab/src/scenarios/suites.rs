@@ -9,30 +9,27 @@ use secureoverlay_common::suite::Suite;
 use serde_json::json;
 
 use super::cluster::until;
-use super::overlay::{Manifest, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::{Overlay, PATIENCE};
 use super::ring::read_document;
 use super::{metrics, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "suites",
     about: "a running cluster moves through all cipher suites without loss, told its MTU in time",
     estimate: "90 s",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
 /// MTU of the lab's bridge.
 const EXTERNAL: u32 = 1500;
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    overlay.enable()?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     // By acknowledgement the phases would pass faster than they can be looked at.
-    let delay = if profile == Profile::Full { "30s" } else { "8s" };
+    let delay = if profile == Profile::Full { "30s" } else { "6s" };
     overlay.configure_manager(&[
         "SECUREOVERLAY_ACKNOWLEDGEMENTS=timed",
         &format!("SECUREOVERLAY_PROPAGATION_DELAY={delay}"),
@@ -40,15 +37,15 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     wait_for(lab, "the first generation alone", |ring| alone(ring, Suite::default()))?;
 
     note("the same traffic without a change");
-    let baseline = wire::baseline(&probe, report, Duration::from_secs(10))?;
+    let baseline = wire::baseline(probe, report, Duration::from_secs(10))?;
     let mut limits = vec![json!({"ring": [Suite::default().name()], "limit": expected(&[Suite::default()])})];
     wait_for_limit(lab, &[Suite::default()])?;
 
-    let changed = wire::watch(&probe, "while changing suites", || {
+    let changed = wire::watch(probe, "while changing suites", || {
         let mut from = Suite::default();
         for to in [Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::Aes128Gcm8] {
             note(format!("from {from} to {to}"));
-            request(&overlay, to)?;
+            request(overlay, to)?;
             let has = |ring: &Ring, role: Role, suite: Suite| {
                 ring.with_role(role).is_some_and(|generation| generation.suite == suite)
             };
@@ -80,13 +77,22 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("ipip", changed.wire.ipip);
     report.figure("max_gap_ms", changed.probes.longest_gap_ms);
     report.figure("baseline_gap_ms", baseline.longest_gap_ms);
-    overlay.disable_and_check(report)
+    overlay.configure_manager(&[
+        "SECUREOVERLAY_ACKNOWLEDGEMENTS=required",
+        "SECUREOVERLAY_PROPAGATION_DELAY-",
+        "SECUREOVERLAY_SUITE-",
+    ])
 }
 
 /// Tells the manager to use `suite` and waits until no other is in the ring.
 pub fn change_suite(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
     request(overlay, suite)?;
-    wait_for(overlay.lab, "the suite to change", |ring| alone(ring, suite))
+    wait_for_suite(overlay.lab, suite)
+}
+
+/// Waits until no other is in the ring.
+pub fn wait_for_suite(lab: &Lab, suite: Suite) -> Result<()> {
+    wait_for(lab, "the suite to change", |ring| alone(ring, suite))
 }
 
 fn request(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
