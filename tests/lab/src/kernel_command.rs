@@ -20,6 +20,8 @@ use crate::uml::Uml;
 
 const RUNS: &str = "/run/secureoverlay-lab-kernel";
 const HOST: &str = "169.254.77.1";
+/// Directories that are the guest's own.
+const SCRATCH: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
 const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
 
 /// Arguments of `lab kernel`.
@@ -29,7 +31,7 @@ pub struct KernelArgs {
     #[arg(long, default_value = "1G")]
     mem: String,
     /// A directory in which the command may write host files (they are read-only otherwise, and /tmp and /run
-    /// are the guest's own); may be repeated.
+    /// are the guest's own, but for what the command needs of them); may be repeated.
     #[arg(long, value_name = "DIR")]
     writable: Vec<PathBuf>,
     /// The command, run as root in the current directory with the current environment.
@@ -58,12 +60,17 @@ fn in_guest(args: &KernelArgs, kernel: &Kernel, directory: &Path) -> Result<i32>
     let init = env::current_exe().context("finding this program")?;
     let mut arguments = ["--hostname", "kernel", "--prefix", "30", "--address"].map(String::from).to_vec();
     arguments.extend([GUEST.to_string(), "--modules".into(), kernel.modules.display().to_string()]);
-    for dir in ["/run", "/tmp", "/var/tmp"] {
+    for dir in SCRATCH {
         arguments.extend(["--scratch".into(), dir.into()]);
     }
+    let mut seen = needed(args)?;
     for dir in &args.writable {
         let dir = dir.canonicalize().with_context(|| format!("--writable {}", dir.display()))?;
         arguments.extend(["--share".into(), format!("{0}:{0}", dir.display())]);
+        seen.push(dir);
+    }
+    for dir in seen.iter().filter(|dir| SCRATCH.iter().any(|scratch| dir.starts_with(scratch))) {
+        arguments.extend(["--kept".into(), dir.display().to_string()]);
     }
     let words = Uml {
         kernel,
@@ -94,6 +101,13 @@ fn in_guest(args: &KernelArgs, kernel: &Kernel, directory: &Path) -> Result<i32>
         let console = fs::read_to_string(Uml::console(directory)).unwrap_or_default();
         format!("the guest's console ended with:\n{}\n", last_lines(&console, 30))
     })
+}
+
+/// The directories without which the command can't be started: the current one, and the program's.
+fn needed(args: &KernelArgs) -> Result<Vec<PathBuf>> {
+    let program = args.command.first().map(Path::new).filter(|program| program.is_absolute());
+    let cwd = env::current_dir().context("finding the current directory")?;
+    Ok(program.and_then(Path::parent).map(Path::to_path_buf).into_iter().chain([cwd]).collect())
 }
 
 fn run_command(args: &KernelArgs, guest: &mut Child) -> Result<i32> {

@@ -3,12 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 fn in_guest(script: &str, stdin: &str) -> Output {
+    in_guest_from(Path::new("."), &["sh", "-c", script], stdin)
+}
+
+fn in_guest_from(directory: &Path, command: &[&str], stdin: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_lab"))
-        .args(["kernel", "--mem", "256M", "--", "sh", "-c", script])
+        .args(["kernel", "--mem", "256M", "--"])
+        .args(command)
+        .current_dir(directory)
         .env("GREETING", "hello")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -35,7 +44,21 @@ fn host_files_are_read_only() {
     let out = in_guest("test -r /etc/passwd && echo read; touch /etc/secureoverlay-lab-was-here", "");
     assert_eq!(String::from_utf8_lossy(&out.stdout), "read\n");
     assert_ne!(out.status.code(), Some(0));
-    assert!(!std::path::Path::new("/etc/secureoverlay-lab-was-here").exists());
+    assert!(!Path::new("/etc/secureoverlay-lab-was-here").exists());
+}
+
+/// Somebody's checkout, or their builds, may be there.
+#[test]
+fn a_directory_in_tmp_is_seen_and_read_only_and_the_rest_is_the_guests_own() {
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let program = directory.path().join("program");
+    fs::write(&program, "#!/bin/sh\npwd; ls; ls -A /tmp | wc -l; touch /tmp/new; touch new\n").unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let out = in_guest_from(directory.path(), &[program.to_str().unwrap()], "");
+    let wanted = format!("{}\nprogram\n1\n", directory.path().display());
+    assert_eq!(String::from_utf8_lossy(&out.stdout), wanted, "{}", String::from_utf8_lossy(&out.stderr));
+    assert_ne!(out.status.code(), Some(0));
+    assert!(!directory.path().join("new").exists() && !Path::new("/tmp/new").exists());
 }
 
 /// The reason for all this: the kernel has what SecureOverlay needs.

@@ -1,6 +1,7 @@
 //! Process 1 of a guest: mounts, modules, one interface, then the exec server; and reaping.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,8 +52,13 @@ fn prepare(args: &GuestArgs) -> Result<()> {
     for dir in &args.copied {
         copied(dir)?;
     }
+    let opened = |dir: &PathBuf| File::open(dir).with_context(|| format!("opening {}", dir.display()));
+    let kept: Vec<File> = args.kept.iter().map(opened).collect::<Result<_>>()?;
     for dir in &args.scratch {
         scratch(dir)?;
+    }
+    for (dir, opened) in args.kept.iter().zip(&kept) {
+        uncovered(dir, opened)?;
     }
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SHARED, None::<&str>)
         .context("sharing the mounts")?;
@@ -89,6 +95,14 @@ fn scratch(dir: &Path) -> Result<()> {
     }
     let mode = fs::metadata(dir).map_or(0o755, |m| m.permissions().mode() & 0o7777);
     mount_fs("tmpfs", dir, Some(&format!("mode={mode:o},size=100%")))
+}
+
+/// Puts a directory of the host back, as it is mounted, where memory has covered the place that it is in.
+fn uncovered(dir: &Path, opened: &File) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+    mount(Some(&source), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("keeping {}", dir.display()))
 }
 
 /// The host's files are not to be written by guests; what must be writable is copied into memory.

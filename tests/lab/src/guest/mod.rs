@@ -32,6 +32,9 @@ pub struct GuestArgs {
     /// Directories that become empty, writable memory.
     #[arg(long)]
     pub scratch: Vec<PathBuf>,
+    /// Host directories that are seen although memory covers the place that they are in.
+    #[arg(long)]
+    pub kept: Vec<PathBuf>,
     /// Directories that become writable memory with a copy of what is there.
     #[arg(long)]
     pub copied: Vec<PathBuf>,
