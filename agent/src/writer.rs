@@ -27,6 +27,10 @@ use crate::{metrics::Metrics, rights::Patience, status::Wanted};
 
 /// How often something is written though nothing has changed.
 const HEARTBEAT: Duration = Duration::from_secs(600);
+/// How often it is looked at whether the object is still there and says what was written, at most.
+const LOOK: Duration = Duration::from_secs(60);
+/// Over how long nodes spread what stops their traffic until the manager has heard it.
+const HURRY: Duration = Duration::from_secs(2);
 /// Clusters with fewer nodes need not take care.
 const FEW: usize = 50;
 /// What the API server shall have to take from all agents together.
@@ -51,7 +55,7 @@ pub async fn write(
     let mut writer = Writer::new(client, name);
     let (mut patience, mut retry, mut failing) = (Patience::default(), RETRY_FIRST, false);
     let mut written: Option<(Wanted, Instant)> = None;
-    let mut changed_at = None;
+    let (mut changed_at, mut looked_at) = (None, Instant::now());
     loop {
         let Some(want) = wanted.borrow_and_update().clone() else {
             if wanted.changed().await.is_err() {
@@ -59,8 +63,13 @@ pub async fn write(
             }
             continue;
         };
-        let spread = spread(want.peers);
-        let changed = written.as_ref().is_none_or(|(written, _)| *written != want);
+        let before = written.as_ref().map(|(written, _)| written);
+        let changed = before != Some(&want);
+        let spread = match spread(want.peers) {
+            spread if changed && lost_keys(&want, before) => spread.min(HURRY),
+            spread => spread,
+        };
+        let next_look = looked_at + LOOK.max(2 * spread).mul_f64(0.9 + 0.2 * share);
         let at = if changed {
             let earliest = written.as_ref().map(|(_, at)| *at + spread.max(PAUSE));
             let own = *changed_at.get_or_insert_with(Instant::now) + spread.mul_f64(share);
@@ -76,6 +85,14 @@ pub async fn write(
                 Err(_) => return,
             },
             () = sleep_until(at) => {}
+            () = sleep_until(next_look), if !changed => {
+                looked_at = Instant::now();
+                if !writer.is_as_written().await {
+                    tracing::info!("this node's NodeEncryption is gone, or not as it was written: writing it anew");
+                    written = None;
+                }
+                continue;
+            }
         }
         let outcome = writer.write(&want, Timestamp::now()).await;
         metrics.acknowledgement(outcome.name());
@@ -84,14 +101,15 @@ pub async fn write(
                 if failing {
                     tracing::info!("this node's NodeEncryption is written again");
                 }
-                (written, changed_at, failing) = (Some((want, Instant::now())), None, false);
+                looked_at = Instant::now();
+                (written, changed_at, failing) = (Some((want, looked_at)), None, false);
                 (patience, retry) = (Patience::default(), RETRY_FIRST);
             }
             Outcome::Refused => {
                 if !failing {
                     tracing::info!(
-                        "this agent may not write NodeEncryptions: rotations don't wait for this node's word; asking \
-                         again from time to time"
+                        "this agent may not write NodeEncryptions: a manager that goes by every node's word waits for \
+                         this node; asking again from time to time"
                     );
                 }
                 failing = true;
@@ -112,6 +130,12 @@ pub async fn write(
             }
         }
     }
+}
+
+/// Whether it tells of keys that can't be used any more, for the first time.
+fn lost_keys(want: &Wanted, before: Option<&Wanted>) -> bool {
+    let burnt = |wanted: &'_ Wanted| wanted.status.acknowledgement.as_ref().map(|said| said.burnt.clone());
+    burnt(want).is_some_and(|now| !now.is_empty() && before.and_then(burnt) != Some(now))
 }
 
 /// This node's place among all, from 0 to 1: the same for ever, so that the nodes never come all at once.
@@ -203,6 +227,18 @@ impl Writer {
         let object = self.api.patch_status(&self.name, &PatchParams::default(), &patch).await?;
         self.known = Some((want.node, own_part(object)));
         Ok(true)
+    }
+
+    /// Whether the object is there as it was written last; where it can't be read, it is taken for so.
+    async fn is_as_written(&mut self) -> bool {
+        // Nobody knows what became of the last attempt.
+        let Some((_, known)) = &self.known else { return false };
+        let Ok(object) = self.api.get_opt(&self.name).await else { return true };
+        let as_written = object.is_some_and(|object| own_part(object) == *known);
+        if !as_written {
+            self.known = None;
+        }
+        as_written
     }
 
     /// Makes the object belong to our Node, and creates it where there is none.

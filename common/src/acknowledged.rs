@@ -29,6 +29,11 @@ const REKEY_PAUSE: Duration = Duration::from_secs(5);
 /// When more nodes than this need new incarnations at once, a rotation gives new keys to all: the ring would name every one
 /// of them, and every node repeats that in its word.
 const REKEYED: usize = 100;
+/// Likewise in the middle of a rotation, where these nodes can't send and so wait for its end, and it for them: names in the
+/// words of all nodes together, as many as an API server can be asked to hold.
+const NAMED: usize = 500_000;
+/// And at most so many.
+const REKEYED_MIDWAY: usize = 1000;
 /// Somebody who presses on still gives the nodes this long.
 const PRESSED: Duration = Duration::from_secs(30);
 /// Characters of what speaks against insisting: it comes from a node, and goes into Events and objects.
@@ -220,7 +225,9 @@ impl Acknowledged {
             expected.iter().find(|expected| expected.says(|said| said.spent.contains(&active.uid)))
         });
         let rekey = self.rekey(&expected, ring, now);
-        let many = (rekey.len() > REKEYED)
+        let steady = active.is_some() && ring.is_some_and(|ring| ring.generations.len() == 1);
+        let midway = (NAMED / expected.len().max(1)).clamp(REKEYED, REKEYED_MIDWAY);
+        let many = (rekey.len() > if steady { REKEYED } else { midway })
             .then(|| format!("{} nodes lost SAs whose keys can't be used again", rekey.len()));
         let newest = said.values().filter(|said| installed(said, ring)).map(|said| said.newest);
         Facts {
@@ -233,7 +240,7 @@ impl Acknowledged {
             rekey: if many.is_some() { BTreeMap::new() } else { rekey },
             requested: many.or_else(|| {
                 let name = &spent?.node.name;
-                Some(format!("node {name} says that the generation in use has reached its limits"))
+                Some(format!("node {name} says that the generation in use has reached its limits, or that two senders have one SPI"))
             }),
             newest: newest.filter(|id| *id <= LAST_ID).max().unwrap_or(0),
             senders: nodes.iter().filter_map(|node| Some((node.uid?, node.addr?))).collect(),

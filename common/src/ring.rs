@@ -16,6 +16,8 @@ pub const VERSION: u32 = 1;
 pub const SPI_SEED_LEN: usize = 16;
 /// What Kubernetes allows for a Secret; longer documents are not even parsed.
 pub const MAX_LEN: usize = 1 << 20;
+/// More generations than can ever be made: what comes after the last is a number too.
+const MAX_ID: u64 = 1 << 56;
 
 /// How far encryption is insisted on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -162,6 +164,9 @@ pub enum RingError {
     /// Two generations of one role.
     #[error("two generations have the role {0:?}; at most one may")]
     DuplicateRole(Role),
+    /// No manager has come so far.
+    #[error("the key ring has a generation {0}: none has a number above {MAX_ID}")]
+    Id(u64),
     /// Ids do not increase.
     #[error("generation {0} does not have a higher id than the one before it")]
     Order(u64),
@@ -244,6 +249,9 @@ impl Ring {
         for (at, generation) in self.generations.iter().enumerate() {
             let id = generation.id;
             let earlier = &self.generations[..at];
+            if id > MAX_ID {
+                return Err(RingError::Id(id));
+            }
             if earlier.iter().any(|other| other.id >= id) {
                 return Err(RingError::Order(id));
             }
@@ -359,6 +367,7 @@ mod tests {
         );
         assert_eq!(with("role: staged", "role: active"), RingError::DuplicateRole(Role::Active));
         assert_eq!(with("id: 3", "id: 2"), RingError::Order(2));
+        assert_eq!(with("id: 3", "id: 18446744073709551615"), RingError::Id(u64::MAX));
         assert_eq!(
             with("enforcement: permissive", "enforcement: off"),
             RingError::Enforcement(Enforcement::Off)

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::{
     encryptions::WatchedEncryption,
-    store::{Held, Store, Written},
+    store::{Held, Store, StoreError, Written},
     view::{ENCRYPTIONS, pages},
 };
 
@@ -27,6 +27,8 @@ pub(crate) const LOOK: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 5;
 /// A manager that is alive has taken a request up by then.
 pub(crate) const TAKEN_UP: Duration = Duration::from_secs(30);
+/// An API server that is away for longer is somebody's concern.
+const AWAY: Duration = Duration::from_secs(60);
 /// What to say when it has not.
 pub(crate) const NOT_TAKEN_UP: &str =
     "the manager has not taken it up yet: is ucp-secureoverlay-mgr running, and ready?";
@@ -52,6 +54,43 @@ pub(crate) fn readable(ring: Result<Ring, RingError>) -> anyhow::Result<Option<R
         Ok(ring) => Ok(Some(ring)),
         Err(RingError::Empty) => Ok(None),
         Err(error) => Err(error).context("nothing is done until the ring in the Secret is mended"),
+    }
+}
+
+/// What is read time and again while something is followed: an API server that is away for a moment ends nothing.
+pub(crate) struct Reader<'s> {
+    store: &'s Store,
+    failing: Option<Instant>,
+}
+
+impl<'s> Reader<'s> {
+    pub(crate) const fn new(store: &'s Store) -> Self {
+        Self { store, failing: None }
+    }
+
+    /// The ring and what is asked for; waits for an API server that is away.
+    ///
+    /// # Errors
+    /// Where it stays away, or there is no Secret, or what it holds is no ring.
+    pub(crate) async fn read(&mut self) -> anyhow::Result<(Option<Ring>, Held)> {
+        loop {
+            match self.store.read().await {
+                Ok((ring, held)) => {
+                    self.failing = None;
+                    return Ok((readable(ring)?, held));
+                }
+                Err(error @ StoreError::Read(_)) => {
+                    if self.failing.is_none() {
+                        eprintln!("{error}; trying on for {} s", AWAY.as_secs());
+                    }
+                    if self.failing.get_or_insert_with(Instant::now).elapsed() > AWAY {
+                        return Err(error.into());
+                    }
+                    sleep(LOOK).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 

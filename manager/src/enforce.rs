@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::{
     USER_AGENT,
-    asking::{self, Awaited, LOOK, NOT_TAKEN_UP, TAKEN_UP, readable},
+    asking::{self, Awaited, LOOK, NOT_TAKEN_UP, Reader, TAKEN_UP},
     store::Store,
 };
 
@@ -130,9 +130,10 @@ pub async fn ask(store: &Store, enforcement: Option<Enforcement>) -> anyhow::Res
 
 async fn follow(client: &Client, asked: Enforcement) -> anyhow::Result<()> {
     let (store, start) = (Store::new(client.clone()), Instant::now());
+    let mut reader = Reader::new(&store);
     let (mut first, mut said, mut awaited, mut hinted) = (None, String::new(), Awaited::default(), false);
     loop {
-        let ring = readable(store.read().await?.0)?;
+        let (ring, _) = reader.read().await?;
         let ring = ring.as_ref();
         let state = describe(ring);
         if state != said {

@@ -5,9 +5,10 @@
 
 use std::time::Instant;
 
+use anyhow::bail;
 use kube::Client;
 use secureoverlay_common::{
-    ring::{Ring, Role},
+    ring::{Enforcement, Ring, Role},
     uid::Uid,
 };
 use secureoverlay_daemon::client;
@@ -15,7 +16,7 @@ use tokio::time::sleep;
 
 use crate::{
     USER_AGENT,
-    asking::{self, Awaited, LOOK, NOT_TAKEN_UP, TAKEN_UP, readable},
+    asking::{self, Awaited, LOOK, NOT_TAKEN_UP, Reader, TAKEN_UP},
     store::{Requests, Store},
 };
 
@@ -26,7 +27,8 @@ pub struct Args {
     #[arg(long)]
     pub wait: bool,
     /// Go on without nodes that don't answer: 30 seconds a step is all that they get. They lose the packets of those
-    /// that have gone on, until they catch up. While a rotation is under way, only that one is pressed on
+    /// that have gone on, until they catch up. While a rotation is under way, only that one is pressed on. A manager that
+    /// goes by time waits for nobody, and takes no notice
     #[arg(long)]
     pub force: bool,
 }
@@ -81,10 +83,20 @@ pub async fn ask(store: &Store, force: bool) -> anyhow::Result<Goal> {
 
 async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
     let (store, start) = (Store::new(client.clone()), Instant::now());
+    let mut reader = Reader::new(&store);
     let (mut said, mut awaited, mut hinted) = (None, Awaited::default(), false);
     loop {
-        let (ring, held) = store.read().await?;
-        let phase = goal.phase(readable(ring)?.as_ref(), held.requests);
+        let (ring, held) = reader.read().await?;
+        let phase = goal.phase(ring.as_ref(), held.requests);
+        if phase == Phase::Asked && held.requests.enforce == Some(Enforcement::Off) {
+            if goal.requests.rotate {
+                bail!("encryption is asked to be off, so no key is made: `enforce auto` first");
+            }
+            if ring.is_none_or(|ring| ring.enforcement == Enforcement::Off) {
+                println!("encryption is off, no key is left");
+                return Ok(());
+            }
+        }
         if said != Some(phase) {
             match phase {
                 Phase::Asked => println!("waiting for the manager"),
@@ -143,8 +155,6 @@ fn under_way(ring: &Ring) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use secureoverlay_common::ring::Enforcement;
-
     use super::*;
     use crate::testing;
 

@@ -305,7 +305,10 @@ impl Manager {
         let action = decision.action;
         let next = self.apply(ring, action, installation, &look.facts, look.now)?;
         let requests = held.requests;
-        let ends = matches!(action, Action::Drop | Action::Quit)
+        // Nobody meant a later one that comes by itself.
+        let unasked = action == Action::Stage && !requests.rotate;
+        let ends = matches!(action, Action::Drop | Action::Quit | Action::Insist)
+            || unasked
             || (action == Action::Activate && next.with_role(Role::Retiring).is_none());
         let rotate = matches!(action, Action::Begin | Action::Stage);
         let answered = Requests { rotate, press_on: ends, enforce: None };

@@ -202,7 +202,7 @@ fn advice(errno: Errno) -> &'static str {
         Errno::PROTONOSUPPORT | Errno::NOSYS | Errno::NOENT => {
             "the kernel lacks ESP or its cipher: on the host, `modprobe -a esp4 gcm seqiv` (for IPv6 esp6)"
         }
-        Errno::INVAL => "the kernel does not take this request: it may be older than 4.3 or lack an option",
+        Errno::INVAL => "the kernel does not take this request: it may be too old, or lack an option",
         _ => "nothing was changed by it",
     }
 }
@@ -248,7 +248,7 @@ mod tests {
             (Errno::NOSYS, OpErrorKind::Unsupported, "modprobe -a esp4 gcm seqiv"),
             (Errno::NOENT, OpErrorKind::Unsupported, "modprobe -a esp4 gcm seqiv"),
             (Errno::NOBUFS, OpErrorKind::Refused, "retry"),
-            (Errno::INVAL, OpErrorKind::Refused, "older than"),
+            (Errno::INVAL, OpErrorKind::Refused, "too old"),
         ] {
             let error = refused(&add, errno);
             assert_eq!(error.kind, kind, "{errno:?}");

@@ -36,7 +36,8 @@ impl Server {
             return (code, failure(code));
         }
         match (method.as_str(), &mut self.object) {
-            ("PATCH", None) => (404, failure(404)),
+            ("PATCH" | "GET", None) => (404, failure(404)),
+            ("GET", Some(object)) => (200, object.clone()),
             ("PATCH", Some(object)) => {
                 let status = path.ends_with("/status");
                 assert!(body.as_object().unwrap().keys().all(|key| (key == "status") == status), "{body}");
@@ -60,7 +61,8 @@ impl Server {
 }
 
 fn failure(code: u16) -> Value {
-    json!({ "kind": "Status", "status": "Failure", "message": "no", "reason": "No", "code": code })
+    let reason = if code == 404 { "NotFound" } else { "No" };
+    json!({ "kind": "Status", "status": "Failure", "message": "no", "reason": reason, "code": code })
 }
 
 /// RFC 7386.
@@ -130,7 +132,7 @@ impl Case {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
-                let body = serde_json::from_slice(&body).unwrap();
+                let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
                 let (code, answer) = server.lock().unwrap().answer(&parts.method, parts.uri.path(), &body);
                 let body = Body::from(serde_json::to_vec(&answer).unwrap());
                 Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap())
@@ -153,6 +155,10 @@ impl Case {
 
     fn requests(&self) -> usize {
         self.with(|server| server.log.len())
+    }
+
+    fn writes(&self) -> usize {
+        self.with(|server| server.log.iter().filter(|request| !request.starts_with("GET")).count())
     }
 
     fn said(&self) -> Acknowledgement {
@@ -216,11 +222,11 @@ async fn a_heartbeat_comes_and_conditions_keep_their_time() {
         case.with(|server| server.object.as_ref().unwrap()["metadata"]["ownerReferences"][0]["uid"].clone()),
         json!(uid(1))
     );
-    let before = case.requests();
+    let before = case.writes();
     sleep(HEARTBEAT.mul_f64(0.85)).await;
-    assert_eq!(case.requests(), before);
+    assert_eq!(case.writes(), before);
     sleep(HEARTBEAT.mul_f64(0.3)).await;
-    assert_eq!(case.requests(), before + 1, "one request is a heartbeat");
+    assert_eq!(case.writes(), before + 1, "one request is a heartbeat");
     // The Node was made anew under the same name.
     case.want(want(2, &[1], 2));
     sleep(SECOND).await;
@@ -244,6 +250,20 @@ async fn failures_are_outlived_and_a_missing_right_is_asked_for_rarely() {
     case.want(want(1, &[1, 2], 2));
     sleep(10 * SECOND).await;
     assert_eq!(case.said().receives.len(), 2);
+    // It does not take a word.
+    case.with(|server| server.object = None);
+    sleep(2 * LOOK).await;
+    assert_eq!(case.said().receives.len(), 2);
+    case.with(|server| {
+        merge(server.object.as_mut().unwrap(), &json!({ "status": { "acknowledgement": null } }))
+    });
+    sleep(2 * LOOK).await;
+    assert_eq!(case.said().receives.len(), 2);
+    // An API server that does not answer says nothing about the object.
+    let before = case.writes();
+    case.with(|server| server.fails = Some(500));
+    sleep(2 * LOOK).await;
+    assert_eq!(case.writes(), before);
     let case = Case::start(Server { refuses: true, ..Server::default() });
     case.want(want(1, &[1], 2));
     sleep(3600 * SECOND).await;
@@ -273,6 +293,12 @@ async fn a_large_cluster_does_not_write_all_at_once() {
     assert_eq!(case.requests(), before, "one word in 50 s is enough");
     sleep(50 * SECOND).await;
     assert_eq!((case.requests(), case.said().receives.contains_key(&uid(39))), (before + 1, true));
+    // Traffic stands still until this is heard.
+    let mut lost = want(1, &[39], 5000);
+    lost.status.acknowledgement.as_mut().unwrap().burnt = [(uid(39), 0)].into();
+    case.want(lost);
+    sleep(HURRY + SECOND).await;
+    assert_eq!(case.said().burnt.len(), 1);
 }
 
 #[test]

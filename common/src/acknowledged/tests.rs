@@ -233,20 +233,34 @@ fn burnt_incarnations_are_replaced_once_and_not_too_often() {
 
 #[test]
 fn where_many_nodes_need_new_keys_a_rotation_gives_them() {
-    let mut case = Case::new(&[Role::Active]);
-    let (node, word) = (case.nodes[0].clone(), case.said["node-1"].clone());
-    for n in 0..=REKEYED as u8 {
-        let (name, uid, boot) = (format!("node-{n}"), Some(uid(n)), uid(n));
-        case.nodes.push(NodeFacts { name: name.clone(), uid, boot: Some(boot), ..node.clone() });
-        let burnt = [(gen_uid(1), 0)].into();
-        case.said.insert(name, Acknowledgement { node: boot, boot, burnt, ..word.clone() });
-    }
-    case.nodes.drain(..3);
+    let mut case = many_lost(&[Role::Active]);
     let facts = case.observe();
     assert!(facts.rekey.is_empty() && facts.requested.unwrap().starts_with("101 nodes lost SAs"));
     case.nodes.pop();
     let facts = case.observe();
     assert_eq!((facts.rekey.len(), facts.requested), (REKEYED, None));
+}
+
+#[test]
+fn one_that_is_under_way_does_not_wait_for_many_nodes_without_keys() {
+    for roles in [&STAGED[..], &RETIRING, &FIRST] {
+        let facts = many_lost(roles).observe();
+        assert_eq!((facts.rekey.len(), facts.requested), (REKEYED + 1, None), "{roles:?}");
+    }
+}
+
+/// A cluster of 101 nodes that have all lost SAs of every generation.
+fn many_lost(roles: &[Role]) -> Case {
+    let mut case = Case::new(roles);
+    let (node, word) = (case.nodes[0].clone(), case.said["node-1"].clone());
+    for n in 0..=REKEYED as u8 {
+        let (name, uid, boot) = (format!("node-{n}"), Some(uid(n)), uid(n));
+        case.nodes.push(NodeFacts { name: name.clone(), uid, boot: Some(boot), ..node.clone() });
+        let burnt = (1..=roles.len() as u64).map(|n| (gen_uid(n), 0)).collect();
+        case.said.insert(name, Acknowledgement { node: boot, boot, burnt, ..word.clone() });
+    }
+    case.nodes.drain(..3);
+    case
 }
 
 #[test]

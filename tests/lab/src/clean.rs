@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use secureoverlay_common::names::{CALICO_ADDRESS, EXCLUDE_LABEL};
 
 use crate::lab::{Lab, TUNNEL_MTU};
+use crate::scenarios::join_leave::TAINT;
 use crate::wait::wait_until;
 
 /// Our objects, in the order in which they go: those whose removal is work for our pods first.
@@ -22,6 +24,8 @@ const OBJECTS: &[&str] = &[
     "rolebinding/ucp-secureoverlay-mgr",
     "role/ucp-secureoverlay-agent",
     "role/ucp-secureoverlay-mgr",
+    "clusterrolebinding/ucp-secureoverlay-startup-taint",
+    "clusterrole/ucp-secureoverlay-startup-taint",
     "customresourcedefinition/nodeencryptions.secureoverlay.io",
 ];
 const PODS: &str = "k8s-app=ucp-secureoverlay-agent";
@@ -53,11 +57,25 @@ pub fn clean(lab: &Lab) -> Result<Vec<String>> {
         }
     }
     for node in lab.nodes() {
-        let cordoned = lab.kubectl_json(&["get", "node", &node.name])?["spec"]["unschedulable"] == true;
-        if cordoned {
+        let object = lab.kubectl_json(&["get", "node", &node.name])?;
+        if object["spec"]["unschedulable"] == true {
             lab.kubectl(&["uncordon", &node.name])?;
             found.push(format!("{} was cordoned", node.name));
         }
+        if !object["metadata"]["labels"][EXCLUDE_LABEL].is_null() {
+            lab.kubectl(&["label", "node", &node.name, &format!("{EXCLUDE_LABEL}-")])?;
+            found.push(format!("{} was excluded", node.name));
+        }
+        if object["metadata"]["annotations"][CALICO_ADDRESS] != node.calico_address() {
+            lab.introduce(node)?;
+            found.push(format!("{} had another's address", node.name));
+        }
+        let taints = object["spec"]["taints"].as_array();
+        if taints.into_iter().flatten().any(|taint| taint["key"] == TAINT) {
+            lab.kubectl(&["taint", "node", &node.name, &format!("{TAINT}-")])?;
+            found.push(format!("{} was tainted", node.name));
+        }
+        lab.register_with_taints(&node.name, "")?;
     }
     for entries in lab.on_all_nodes(|node| {
         let count =

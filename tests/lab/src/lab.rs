@@ -72,6 +72,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Whether the API says that a node is Ready.
+    pub fn node_is_ready(&self, node: &str) -> Result<bool> {
+        Ok(is_ready(&self.kubectl_json(&["get", "node", node])?))
+    }
+
     /// The nodes, in the order of their numbers.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes

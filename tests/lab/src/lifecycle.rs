@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use secureoverlay_common::names::CALICO_ADDRESS;
 use serde_json::json;
 
 use crate::cache::rootfs;
@@ -93,7 +94,7 @@ impl Lab {
     pub fn introduce(&self, node: &Node) -> Result<()> {
         let patch = json!({
             "metadata": {"annotations": {
-                "projectcalico.org/IPv4Address": format!("{}/{}", node.ip, network::PREFIX),
+                CALICO_ADDRESS: node.calico_address(),
                 "projectcalico.org/IPv4IPIPTunnelAddr": node.tunnel_ip.to_string(),
             }},
             "spec": {"podCIDR": node.pod_cidr, "podCIDRs": [node.pod_cidr]},

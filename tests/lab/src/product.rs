@@ -30,8 +30,6 @@ const MANAGER_ENV: &[&str] = &[
     // The lab's kubelets bring a mounted Secret up to date within 5 s.
     "SECUREOVERLAY_PROPAGATION_DELAY=10s",
     "SECUREOVERLAY_POLL_INTERVAL=1s",
-    // No node has it before somebody sets it.
-    "SECUREOVERLAY_STARTUP_TAINT=secureoverlay.io/starting",
 ];
 const AGENT_ENV: &[&str] = &["SECUREOVERLAY_RESYNC=5s"];
 

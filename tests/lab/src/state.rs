@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::network;
 use crate::process::Recorded;
 
 /// Everything of a running lab is below this directory.
@@ -47,6 +48,11 @@ impl Node {
             tunnel_ip: Ipv4Addr::new(10, 244, index, 240),
             tap: format!("tap{index}"),
         }
+    }
+
+    /// What Calico notes on the Node object.
+    pub fn calico_address(&self) -> String {
+        format!("{}/{}", self.ip, network::PREFIX)
     }
 
     /// The host directory that the guest sees as `/lab/node`.

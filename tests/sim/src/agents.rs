@@ -1,6 +1,6 @@
 //! What agents do: the product's `Agent` and `Reconciler` in a shell as small as `agent/src/run.rs` leaves it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use secureoverlay_agent::{
     agent::{Agent, Event as Input, Question, Settings},
@@ -235,7 +235,13 @@ impl World {
         let (now, instant) = (self.now, self.instant());
         let machine = &mut self.machines[at];
         let Some(process) = &mut machine.process else { return };
-        let Some(target) = process.under_way.clone() else { return };
+        let Some(mut target) = process.under_way.clone() else { return };
+        let version = target.content.as_ref().map_or(0, |program| process.version(&program.ring));
+        if let (Some(variant), Some(program)) = (self.variant, &mut target.content)
+            && let Some(ring) = variant.misread(&program.ring)
+        {
+            program.ring = Arc::new(ring);
+        }
         if self.variant == Some(Variant::RecreateLost) {
             let socket = process.reconciler.kernel().clone();
             process.reconciler = Reconciler::with(socket, Journal::default(), Limits::default());
@@ -244,7 +250,6 @@ impl World {
             process.plan = Some((target.clone(), make_plan(&target)));
         }
         let Some((_, plan)) = &process.plan else { return };
-        let version = target.content.as_ref().map_or(0, |program| process.version(&program.ring));
         let known = Known { program: target.content.clone(), stage: target.stage, version };
         machine.tables.borrow_mut().now = now;
         // Its kernel does not fail to be read.

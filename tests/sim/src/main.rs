@@ -212,7 +212,7 @@ fn report(sum: &Sum, variants: &BTreeMap<Variant, Caught>, failed: usize, took: 
         "rekeys": sum.rekeys,
         "insisted": sum.insisted,
         "faults": sum.faults,
-        "violations": 0,
+        "violations": failed,
         "variants": variants,
         "seconds": took.as_secs_f64(),
     });

@@ -29,6 +29,8 @@ pub enum Variant {
     WriteUnconditionally,
     /// The agent makes policies before the SAs that they need.
     PoliciesFirst,
+    /// The agent sends with a new generation when it can itself receive with it.
+    OutboundFirst,
     /// Boot IDs are left out of everything.
     IgnoreBoot,
     /// The agent makes lost outbound SAs again.
@@ -41,7 +43,7 @@ pub enum Variant {
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ActivateUnacknowledged,
         Self::CountFormerBoots,
         Self::KnowByNumber,
@@ -49,6 +51,7 @@ impl Variant {
         Self::DropUndrained,
         Self::WriteUnconditionally,
         Self::PoliciesFirst,
+        Self::OutboundFirst,
         Self::IgnoreBoot,
         Self::RecreateLost,
         Self::AcknowledgeEarly,
@@ -86,6 +89,19 @@ impl Variant {
             }
             _ => {}
         }
+    }
+
+    /// What this agent takes the ring for.
+    pub fn misread(self, ring: &Ring) -> Option<Ring> {
+        if self != Self::OutboundFirst || ring.active().is_none() || ring.with_role(Role::Staged).is_none() {
+            return None;
+        }
+        let mut ring = ring.clone();
+        ring.generations.retain(|generation| generation.role != Role::Retiring);
+        for generation in &mut ring.generations {
+            generation.role = if generation.role == Role::Staged { Role::Active } else { Role::Retiring };
+        }
+        Some(ring)
     }
 
     /// What this manager takes the facts for.

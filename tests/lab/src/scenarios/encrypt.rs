@@ -36,7 +36,7 @@ pub fn switch_on_and_off(
     let on = wire::watch(&probe, "while switching on", || overlay.enable())?;
     on.check_delivered(report);
 
-    let time = Duration::from_secs(if profile == Profile::Full { 30 } else { 15 });
+    let time = Duration::from_secs(if profile == Profile::Full { 60 } else { 30 });
     note(format!("{} s of probes", time.as_secs()));
     let watched = wire::watch_for(&probe, "while on", time)?;
     watched.check_delivered(report);

@@ -92,7 +92,7 @@ impl Totals {
     /// The figures.
     pub fn tell(&self, report: &mut Report) {
         report.figure("sent", self.sent);
-        report.expect("lost", self.lost, 0);
+        report.expect_none("lost", self.lost);
         report.expect("plaintext_packets", self.plaintext, 0);
     }
 }

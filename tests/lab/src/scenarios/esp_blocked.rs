@@ -88,7 +88,7 @@ fn live(lab: &Lab, report: &mut Report, overlay: &Overlay<'_>, probe: &Probe) ->
     after.check_encrypted(report);
     let all = [&blocked, &healing, &after];
     report.figure("sent", all.iter().map(|watched| watched.probes.sent).sum::<u64>());
-    report.expect("lost", all.iter().map(|watched| watched.probes.lost).sum(), 0);
+    report.expect_none("lost", all.iter().map(|watched| watched.probes.lost).sum());
     Ok(())
 }
 

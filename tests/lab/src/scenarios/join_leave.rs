@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use secureoverlay_common::names::CALICO_ADDRESS;
+use secureoverlay_common::names::{CALICO_ADDRESS, EXCLUDE_LABEL};
 use secureoverlay_prober::summary::Direction;
 
 use super::cluster::until;
@@ -13,7 +13,6 @@ use super::overlay::{PATIENCE, manifest};
 use super::probe::Probe;
 use super::{reachable, wire};
 use crate::lab::Lab;
-use crate::network;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::state::Node;
@@ -25,9 +24,8 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Installed(run),
 };
 
-const EXCLUDE: &str = "node-restriction.kubernetes.io/secureoverlay-exclude";
-
-const TAINT: &str = "secureoverlay.io/starting";
+/// The start-up taint.
+pub const TAINT: &str = "secureoverlay.io/starting";
 const STARTUP_TAINT: &str = "startup-taint.yaml";
 
 fn tainted(lab: &Lab, node: &Node) -> Result<bool> {
@@ -40,6 +38,9 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let (moving, others) = enforcing::one_and_others(lab)?;
     let bystanders = probe.without(&moving.name)?;
     let mut totals = Totals::default();
+    lab.apply_file(&manifest(STARTUP_TAINT))?;
+    // Now: the manager may be on the node that goes, and comes back with it.
+    overlay.configure_manager(&[&format!("SECUREOVERLAY_STARTUP_TAINT={TAINT}")])?;
 
     totals.event(report, &bystanders, "a node is gone, and its Node deleted", true, || {
         lab.power_off(&moving.name)?;
@@ -47,7 +48,6 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
-    lab.apply_file(&manifest(STARTUP_TAINT))?;
     lab.register_with_taints(&moving.name, &format!("{TAINT}=:NoSchedule"))?;
     let (mut tainted_first, mut insists_then) = (false, false);
     totals.event(report, &bystanders, "another joins with its name and address, tainted", true, || {
@@ -63,8 +63,8 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     report.check(tainted_first, "the node that joins is tainted");
     report.check(insists_then, "the taint goes when its node insists, not before");
     lab.register_with_taints(&moving.name, "")?;
+    overlay.configure_manager(&["SECUREOVERLAY_STARTUP_TAINT-"])?;
     lab.kubectl(&["delete", "-f", &manifest(STARTUP_TAINT).display().to_string()])?;
-    overlay.wait_rolled_out()?;
     let all = Probe::deploy(lab)?;
     let bystanders = all.without(&moving.name)?;
     totals.event(report, &all, "all directions, with the new node", true, || {
@@ -73,7 +73,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     })?;
 
     let watched = wire::watch(&bystanders, "a node is excluded", || {
-        lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE}=true")])?;
+        lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE_LABEL}=true")])?;
         reachable::wait(lab, moving, others).map(drop)
     })?;
     watched.check_delivered(report);
@@ -89,7 +89,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         ),
     );
     note("it is included again");
-    lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE}-")])?;
+    lab.kubectl(&["label", "node", &moving.name, &format!("{EXCLUDE_LABEL}-")])?;
     until("it to insist again", PATIENCE, || enforcing::insists(lab, lab.nodes()))?;
     overlay.wait_encrypting()?;
     reachable::wait(lab, moving, others)?;
@@ -99,7 +99,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     })?;
     // Until somebody mends it: another node's address, in the annotation that Calico keeps.
     let claim = |node: &Node| {
-        let address = format!("{CALICO_ADDRESS}={}/{}", node.ip, network::PREFIX);
+        let address = format!("{CALICO_ADDRESS}={}", node.calico_address());
         lab.kubectl(&["annotate", "--overwrite", "node", &moving.name, &address])
     };
     let (victim, _) = others.split_first().context("a lab of one node")?;

@@ -16,8 +16,10 @@ use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 struct Junk {
     name: &'static str,
     content: Vec<u8>,
-    /// What the programs say of it.
+    /// What the manager says of it, and the agents.
     said: &'static str,
+    /// The agents too: of what is mended at once they need not.
+    by_all: bool,
 }
 
 pub const SCENARIO: Scenario = Scenario {
@@ -68,14 +70,14 @@ fn ways_to_spoil(ring: &Ring) -> Vec<Junk> {
     });
     let wrong_length = ring.changed(|ring| ring["generations"][0]["key"] = json!("dG9vIHNob3J0"));
     let unknown_suite = ring.changed(|ring| ring["generations"][0]["suite"] = json!("rot13"));
-    let junk = |name, content, said| Junk { name, content, said };
+    let junk = |name, content, said| Junk { name, content, said, by_all: true };
     vec![
         junk("not YAML", b"{]: this is no YAML\n\t- [".to_vec(), "not a YAML document"),
         junk("wrong key length", wrong_length, "bytes long"),
         junk("two actives", twice_active, "two generations"),
         junk("unknown suite", unknown_suite, "not a YAML document of the expected shape"),
         junk("a megabyte of noise", noise(1_000_000), "not UTF-8"),
-        junk("empty", Vec::new(), "empt"),
+        Junk { name: "empty", content: Vec::new(), said: "the Secret was emptied", by_all: false },
     ]
 }
 
@@ -94,42 +96,47 @@ fn noise(length: usize) -> Vec<u8> {
 fn spoil_and_mend(overlay: &Overlay<'_>, junk: &Junk, ring: &Ring, report: &mut Report) -> Result<()> {
     let lab = overlay.lab;
     let spoilt_at = Ring::read(lab)?.context("there is no ring")?.revision();
+    let mut talkers = overlay.managers()?;
+    if junk.by_all {
+        talkers.extend(overlay.agents()?);
+    }
+    // In the words of other junk too: each time anew.
+    let before = said(lab, &talkers, junk.said)?;
     ring::write_document(lab, &junk.content)?;
-    let complaint = until("manager and agents to say what is wrong", PATIENCE / 2, || {
-        Ok(say(lab, &overlay.managers()?, junk.said)? && say(lab, &overlay.agents()?, junk.said)?)
+    let complaint = until("those concerned to say what is wrong", PATIENCE / 2, || {
+        let now = said(lab, &talkers, junk.said)?;
+        Ok(before.iter().zip(&now).all(|(before, now)| now > before))
     });
-    report.check(
-        complaint.is_ok(),
-        format!("{}: manager and agents say so: {junk}", junk.name, junk = junk.said),
-    );
+    report.check(complaint.is_ok(), format!("{}: those concerned say so: {}", junk.name, junk.said));
     if junk.content.is_empty() {
         // What a second `kubectl apply` of MKE's manifest does: the manager still knows the ring, and puts it back.
         until("the manager to put the ring back", PATIENCE / 2, || {
             Ok(Ring::read(lab)?.is_some_and(|back| back.uids() == ring.uids() && back.revision() > spoilt_at))
         })?;
     } else {
+        until("manager and agents to find the ring bad", PATIENCE / 2, || rings_are(lab, false))?;
         let untouched = ring::read_document(lab)?.as_deref() == Some(&junk.content);
         report.check(untouched, format!("{}: the manager overwrites nothing that it can't read", junk.name));
         ring::write_document(lab, &ring.changed(|_| ()))?;
     }
-    until("manager and agents to have a good ring again", PATIENCE / 2, || ring_is_valid(lab))
+    until("manager and agents to have a good ring again", PATIENCE / 2, || rings_are(lab, true))
 }
 
-fn ring_is_valid(lab: &Lab) -> Result<bool> {
+/// Whether manager and agents all find the ring good, or all bad.
+pub fn rings_are(lab: &Lab, valid: bool) -> Result<bool> {
+    let wanted = Some(if valid { 1.0 } else { 0.0 });
     for node in lab.nodes() {
-        if metrics::of_agent(lab, &node.name, "secureoverlay_agent_ring_valid")? != Some(1.0) {
+        if metrics::of_agent(lab, &node.name, "secureoverlay_agent_ring_valid")? != wanted {
             return Ok(false);
         }
     }
-    Ok(metrics::of_manager(lab, "secureoverlay_manager_ring_valid")? == Some(1.0))
+    Ok(metrics::of_manager(lab, "secureoverlay_manager_ring_valid")? == wanted)
 }
 
-/// Do the logs of all these pods hold these words?
-fn say(lab: &Lab, pods: &[(String, String)], words: &str) -> Result<bool> {
-    for (pod, _) in pods {
-        if !lab.kubectl(&["-n", NAMESPACE, "logs", pod, "--since=60s"])?.contains(words) {
-            return Ok(false);
-        }
-    }
-    Ok(!pods.is_empty())
+/// How often each of these pods has said these words.
+fn said(lab: &Lab, pods: &[(String, String)], words: &str) -> Result<Vec<usize>> {
+    let count = |(pod, _): &(String, String)| {
+        Ok(lab.kubectl(&["-n", NAMESPACE, "logs", pod])?.matches(words).count())
+    };
+    pods.iter().map(count).collect()
 }

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
 use super::cluster::until;
+use super::junk::rings_are;
 use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::processes::{AGENT, MANAGER, pids};
 use super::ring::{self, Ring};
@@ -131,19 +132,8 @@ fn spoil(lab: &Lab) -> Result<()> {
 }
 
 fn wait_valid(lab: &Lab, valid: bool) -> Result<()> {
-    let wanted = Some(if valid { 1.0 } else { 0.0 });
-    until(
-        &format!("manager and agents to find the ring {}", if valid { "good" } else { "bad" }),
-        PATIENCE,
-        || {
-            for node in lab.nodes() {
-                if metrics::of_agent(lab, &node.name, "secureoverlay_agent_ring_valid")? != wanted {
-                    return Ok(false);
-                }
-            }
-            Ok(metrics::of_manager(lab, "secureoverlay_manager_ring_valid")? == wanted)
-        },
-    )
+    let what = format!("manager and agents to find the ring {}", if valid { "good" } else { "bad" });
+    until(&what, PATIENCE, || rings_are(lab, valid))
 }
 
 /// Puts something into the place of an inbound SA that a dump does not show, so that making the SA anew is refused.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::cluster::until;
-use super::overlay::{AGENTS, NAMESPACE, Overlay, PATIENCE};
+use super::overlay::PATIENCE;
 use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{rotate_timed, wire};
@@ -32,7 +32,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         let what = limit[0];
         note(format!("{what}, and nobody asks for a rotation"));
         let watched = wire::watch(probe, &format!("with {what}"), || {
-            configure_agents(overlay, limit)?;
+            overlay.configure_agents(limit)?;
             for _ in 0..rotations {
                 let before = rotate_timed::steady(lab, Leftovers::Go)?;
                 rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
@@ -45,15 +45,10 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         sent += watched.probes.sent;
         lost += watched.probes.lost;
     }
-    configure_agents(overlay, OFF)?;
+    overlay.configure_agents(OFF)?;
     until("rotations to end", PATIENCE, || Ok(Ring::read(lab)?.is_some_and(|ring| ring.is_steady())))?;
     report.figure("rotations", early);
     report.figure("sent", sent);
     report.figure("lost", lost);
     Ok(())
-}
-
-fn configure_agents(overlay: &Overlay<'_>, variables: &[&str]) -> Result<()> {
-    overlay.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", AGENTS], variables].concat())?;
-    overlay.wait_rolled_out()
 }

@@ -16,7 +16,7 @@ mod foreign;
 mod held_back;
 mod ike;
 mod intruder;
-mod join_leave;
+pub mod join_leave;
 mod junk;
 mod leaks;
 mod limits;

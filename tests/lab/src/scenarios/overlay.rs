@@ -83,6 +83,12 @@ impl<'a> Overlay<'a> {
         self.wait_rolled_out()
     }
 
+    /// Sets variables of the agents' environment and waits for their new pods.
+    pub fn configure_agents(&self, variables: &[&str]) -> Result<()> {
+        self.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", AGENTS], variables].concat())?;
+        self.wait_rolled_out()
+    }
+
     /// Sets variables of the manager's environment: it is replaced by and by.
     pub fn set_manager(&self, variables: &[&str]) -> Result<()> {
         self.lab.kubectl(&[&["-n", NAMESPACE, "set", "env", DEPLOYMENT], variables].concat()).map(drop)

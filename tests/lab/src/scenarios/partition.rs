@@ -21,8 +21,10 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Installed(run),
 };
 
-/// How long a rotation waits for a node that is not ready. The node counts as ready for 25 s after it was cut off.
-const LIMIT: Duration = Duration::from_secs(15);
+/// How long a rotation waits for a node that is not Ready, which it is for 25 s after it was cut off.
+const LIMIT: Duration = Duration::from_secs(20);
+/// So long before it is looked at whether it still waits: a measurement takes a while to end.
+const MARGIN: Duration = Duration::from_secs(8);
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
     let lab = overlay.lab;
@@ -34,30 +36,39 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let bystanders = probe.without(&cut.name)?;
 
     note(format!("{} is cut off from the API server, and the keys are to rotate", cut.name));
-    let begun = Instant::now();
     cut_off(lab, &cut.ip.to_string())?;
+    let mut missed = Instant::now();
     let awaited = wire::watch(probe, "while a node is cut off", || {
         manager::rotate(lab, &[])?;
-        std::thread::sleep(LIMIT.saturating_sub(begun.elapsed() + Duration::from_secs(10)));
+        until("its Node not to be Ready", PATIENCE, || Ok(!lab.node_is_ready(&cut.name)?))?;
+        missed = Instant::now();
+        std::thread::sleep(LIMIT - MARGIN);
         Ok(())
     });
     let left_behind = awaited.and_then(|awaited| {
         let waiting = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
+        let mut after = None;
         let rotated = wire::watch(&bystanders, "between the others, when it is left behind", || {
             until("the rotation to go on without it", PATIENCE, || {
-                Ok(Ring::read(lab)?.is_some_and(|ring| {
-                    ring.is_steady() && ring.generation("active") > Some(before.generation())
-                }))
+                let Some(ring) = Ring::read(lab)? else { return Ok(false) };
+                let active = ring.generation("active") > Some(before.generation());
+                if active && after.is_none() {
+                    after = Some(missed.elapsed());
+                }
+                Ok(active && ring.is_steady())
             })
         })?;
-        Ok((awaited, waiting, rotated))
+        Ok((awaited, waiting, rotated, after.unwrap_or_default()))
     });
-    let waited = begun.elapsed();
     note("it can reach the API server again");
     join_again(lab)?;
-    let (awaited, waiting, rotated) = left_behind?;
+    let (awaited, waiting, rotated, waited) = left_behind?;
     report.check(waiting, format!("{} is awaited as long as it may still come back", cut.name));
-    report.check(waited >= LIMIT, format!("it was left behind after {waited:?}, not before {LIMIT:?}"));
+    // Who asks every now and then sees a Node that is not Ready a little later than the manager, which watches.
+    report.check(
+        waited + Duration::from_secs(1) >= LIMIT,
+        format!("it was left behind after {waited:?}, not before {LIMIT:?}"),
+    );
     for watched in [&awaited, &rotated] {
         watched.check_delivered(report);
         watched.check_encrypted(report);
@@ -69,7 +80,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         Ok(sends.is_some() && sends.as_ref().and_then(|id| id.as_str()?.parse().ok()) == active)
     })?;
     report.figure("caught_up_after_s", back.elapsed().as_secs());
-    until("all nodes to be ready", PATIENCE, || lab.wait_ready(Duration::from_secs(5)).map(|()| true))?;
+    lab.wait_ready(PATIENCE)?;
     note("it has caught up: all directions");
     let after = wire::watch_for(probe, "after it came back", Duration::from_secs(10))?;
     after.check_delivered(report);
