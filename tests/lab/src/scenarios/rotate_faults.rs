@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::cluster::until;
 use super::overlay::{NAMESPACE, PATIENCE};
-use super::processes::{AGENT, MANAGER, pids, signal_everywhere};
+use super::processes::{AGENT, MANAGER, pids, signal, signal_everywhere};
 use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
@@ -22,25 +22,36 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Installed(run),
 };
 
-/// What happens after a rotation was asked for; `away` is how long something is away.
+/// Asks for a rotation, and then something happens; the time is how long something is away.
 type Fault = fn(&Lab, Duration) -> Result<()>;
 
 const FAULTS: [(&str, Fault); 5] = [
-    ("all agents are killed", |lab, _| kill(lab, AGENT)),
+    ("all agents are killed", |lab, _| {
+        manager::rotate(lab, &[])?;
+        kill(lab, AGENT)
+    }),
     ("the manager is killed when it has staged", |lab, _| {
-        wait_for_role(lab, "staged")?;
-        kill(lab, MANAGER)
+        // Or it might go on before anybody has looked.
+        let node = &lab.nodes().last().context("a lab without nodes")?.name;
+        ensure!(signal(lab, node, AGENT, "-STOP")? == 1, "no agent to be stopped on {node}");
+        let asked = manager::rotate(lab, &[]).map(drop);
+        let killed = asked.and_then(|()| wait_for_role(lab, "staged")).and_then(|()| kill(lab, MANAGER));
+        signal(lab, node, AGENT, "-CONT")?;
+        killed
     }),
     ("the manager is killed when it has activated", |lab, _| {
+        manager::rotate(lab, &[])?;
         wait_for_role(lab, "retiring")?;
         kill(lab, MANAGER)
     }),
     ("the API server is away", |lab, away| {
+        manager::rotate(lab, &[])?;
         lab.stop_api()?;
         thread::sleep(away);
         lab.start_api()
     }),
     ("a kubelet is away, and its agent is killed when it is back", |lab, away| {
+        manager::rotate(lab, &[])?;
         let node = &lab.nodes().first().context("a lab without nodes")?.name;
         lab.stop_kubelet(node)?;
         thread::sleep(away);
@@ -60,7 +71,6 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         note(what);
         let before = rotate_timed::steady(lab, Leftovers::Stay)?;
         let watched = wire::watch(probe, what, || {
-            manager::rotate(lab, &[])?;
             fault(lab, away)?;
             // Never stuck; a program that was killed several times is started anew after a pause.
             rotate_timed::wait_rotated(lab, &before, Leftovers::Stay)?;
@@ -87,7 +97,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
 
 fn kill(lab: &Lab, program: &str) -> Result<()> {
     let killed = signal_everywhere(lab, program, "-KILL")?;
-    anyhow::ensure!(killed > 0, "no {program} was there to be killed");
+    ensure!(killed > 0, "no {program} was there to be killed");
     Ok(())
 }
 
