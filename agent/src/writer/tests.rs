@@ -255,7 +255,7 @@ async fn failures_are_outlived_and_a_missing_right_is_asked_for_rarely() {
     sleep(2 * LOOK).await;
     assert_eq!(case.said().receives.len(), 2);
     case.with(|server| {
-        merge(server.object.as_mut().unwrap(), &json!({ "status": { "acknowledgement": null } }))
+        merge(server.object.as_mut().unwrap(), &json!({ "status": { "acknowledgement": null } }));
     });
     sleep(2 * LOOK).await;
     assert_eq!(case.said().receives.len(), 2);

@@ -17,6 +17,7 @@ use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::state::Node;
 
+/// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "join-leave",
     about: "a node leaves, joins, is excluded, claims another's address: nobody else loses a packet",
