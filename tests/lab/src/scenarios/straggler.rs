@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::cluster::until;
-use super::overlay::PATIENCE;
+use super::overlay::{AGENTS, NAMESPACE, PATIENCE};
 use super::processes::{AGENT, signal};
 use super::ring::Ring;
 use super::rotate_timed::Leftovers;
@@ -23,13 +23,15 @@ pub const SCENARIO: Scenario = Scenario {
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    let before = rotate_timed::steady(lab, Leftovers::Go)?;
     let node = &lab.nodes().last().context("a lab without nodes")?.name;
-    // So long that the kubelet starts the agent anew, which then does not know its SAs of the old generation.
-    let (stopped_for, leftovers) = match profile {
-        Profile::Short => (Duration::from_secs(30), Leftovers::Go),
-        Profile::Full => (Duration::from_secs(180), Leftovers::Stay),
-    };
+    let stopped_for = Duration::from_secs(if profile == Profile::Full { 180 } else { 30 });
+    if profile == Profile::Full {
+        // Or the kubelet would start the agent anew after a minute, and the rotation go on.
+        let patience = r#"[{"op": "replace", "path": "/spec/template/spec/containers/0/livenessProbe/failureThreshold", "value": 60}]"#;
+        lab.kubectl(&["-n", NAMESPACE, "patch", AGENTS, "--type=json", "--patch", patience])?;
+        overlay.wait_rolled_out()?;
+    }
+    let before = rotate_timed::steady(lab, Leftovers::Go)?;
     let (mut named, mut event, mut waited) = (None, None, false);
     let watched = wire::watch(probe, "while an agent is stopped", || {
         let begun = Instant::now();
@@ -37,8 +39,6 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         ensure!(signal(lab, node, AGENT, "-STOP")? == 1, "no agent to be stopped on {node}");
         manager::rotate(lab, &[])?;
         while begun.elapsed() < stopped_for {
-            // In the long profile the kubelet starts an agent that does not answer anew: that one is stopped too.
-            signal(lab, node, AGENT, "-STOP")?;
             if let Some(awaited) = manager::status(lab, node, "awaited")? {
                 named = Some(awaited);
             }
@@ -55,7 +55,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         waited = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
         note("it goes on");
         signal(lab, node, AGENT, "-CONT")?;
-        rotate_timed::wait_rotated(lab, &before, leftovers)?;
+        rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
         until("nobody to be awaited any more", PATIENCE, || {
             Ok(manager::status(lab, node, "awaited")?.is_none())
         })
@@ -70,5 +70,9 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     report.figure("lost", watched.probes.lost);
     report.figure("awaited", named);
     report.figure("event", event);
+    if profile == Profile::Full {
+        overlay.apply()?;
+        overlay.wait_rolled_out()?;
+    }
     Ok(())
 }
