@@ -402,6 +402,21 @@ async fn a_rotation_that_is_pressed_on_leaves_nodes_behind_and_only_that_one_doe
 }
 
 #[tokio::test]
+async fn a_leftover_press_on_forces_no_rotation_that_comes_by_itself() {
+    let mut case = Case::steady(2).await;
+    case.annotate(PRESS_ON, "true");
+    case.bench.advance(INTERVAL);
+    assert_eq!(case.settle().await, [(1, Active), (2, Staged)]);
+    assert_eq!(case.annotation(PRESS_ON), None);
+    // Asked for together, it stays.
+    let mut case = Case::steady(2).await;
+    case.annotate(PRESS_ON, "true");
+    case.annotate(ROTATE, "now");
+    assert_eq!(case.settle().await, [(1, Active), (2, Staged)]);
+    assert_eq!(case.annotation(PRESS_ON).as_deref(), Some("true"));
+}
+
+#[tokio::test]
 async fn a_node_that_lost_its_sas_gets_a_new_incarnation() {
     let mut case = Case::steady(3).await;
     let ring = case.fake().ring();
