@@ -16,9 +16,9 @@ CARGO := cargo --locked
 LAB := cargo lab
 
 # Every scenario of the gate. They share one lab, and neighbours that can an installation.
-SCENARIOS := plain encrypt enable esp-blocked delete wire suites disable rotate flush limits junk reboot crash upgrade \
-	join-leave rotate-timed straggler partition rotate-faults reapply not-a-removal mke-manifest foreign intruder leaks \
-	mtu bench-netlink
+SCENARIOS := plain encrypt esp-blocked delete enable wire suites disable rotate flush limits junk not-a-removal \
+	reboot crash upgrade join-leave mtu-policy rotate-timed straggler partition rotate-faults reapply mke-manifest \
+	foreign intruder leaks mtu bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
 

@@ -48,6 +48,7 @@ pub fn acknowledge(
         },
         obstacles: BTreeSet::new(),
         unreachable,
+        oversized: false,
     }
 }
 
@@ -141,6 +142,7 @@ mod tests {
             enforcement: Enforcement::Permissive,
             obstacles: BTreeSet::new(),
             unreachable: Some([uid(3)].into()),
+            oversized: false,
         };
         assert_eq!(said, expected);
         let silent = acknowledge(None, &local, None, 9, None, &Outcome::default());

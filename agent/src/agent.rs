@@ -19,6 +19,7 @@ use crate::{
     acknowledging::{acknowledge, obstacles},
     descent::Descent,
     held::{Content, Held, Installation},
+    mtu,
     plan::Stage,
     probing::{Probes, Verdicts},
     reach::{Reach, Trial},
@@ -45,6 +46,8 @@ pub struct Settings {
     pub removal_skew: Duration,
     /// UDP port for probes of whether ESP passes; 0 for none.
     pub probe_port: u16,
+    /// Whether to wait with encryption for room in the tunnel's MTU.
+    pub needs_room: bool,
 }
 
 /// Something that happened.
@@ -65,6 +68,8 @@ pub enum Event {
     Probed(Result<Verdicts, String>),
     /// What lets traffic past the policies, in sentences for people.
     Surroundings(BTreeSet<String>),
+    /// The MTUs of this node.
+    Mtu(mtu::Facts),
     /// The process is asked to end, and this was found to be the reason.
     Ending(Verdict),
 }
@@ -133,6 +138,7 @@ pub struct Agent {
     /// The highest id of a generation in this installation's rings.
     newest: (Option<Uid>, u64),
     trial: Trial,
+    mtu: mtu::Facts,
 }
 
 impl Agent {
@@ -163,6 +169,7 @@ impl Agent {
             applied: None,
             newest: (None, 0),
             trial: Trial::default(),
+            mtu: mtu::Facts::default(),
         }
     }
 
@@ -174,7 +181,11 @@ impl Agent {
                 self.listed = true;
                 self.roster.reset(list, now);
             }
-            Event::NodeApplied(facts) => self.roster.apply(facts, now),
+            Event::NodeApplied(facts) => {
+                if !self.roster.apply(facts, now) {
+                    return;
+                }
+            }
             Event::NodeDeleted(name) => self.roster.delete(&name, now),
             Event::DaemonSet(sighting) => self.see_daemon_set(sighting),
             Event::Kernel => {
@@ -192,6 +203,11 @@ impl Agent {
             Event::Surroundings(obstacles) => {
                 self.obstacles[0] = obstacles;
                 self.say_obstacles();
+                return;
+            }
+            Event::Mtu(facts) => {
+                self.mtu = facts;
+                self.say_room();
                 return;
             }
             Event::Ending(verdict) => {
@@ -299,8 +315,8 @@ impl Agent {
         }
         if let Some(outcome) = outcome {
             self.trial.plan(target.content.as_ref(), &outcome.probes);
-            self.acknowledge(&target, outcome);
             self.applied = Some(target.clone());
+            self.acknowledge(&target, outcome);
         }
         let again = if complete {
             self.retry = RETRY_FIRST;
@@ -335,6 +351,15 @@ impl Agent {
             self.obstacles[0].clear();
         }
         self.say_obstacles();
+        self.say_room();
+    }
+
+    fn say_room(&mut self) {
+        let content = self.applied.as_ref().and_then(|target| target.content.as_ref());
+        let finding = content.and_then(|program| mtu::Finding::new(&self.mtu, &program.ring));
+        if let Some(said) = &mut self.said {
+            said.oversized = self.settings.needs_room && finding.is_some_and(|finding| !finding.valid());
+        }
     }
 
     fn say_obstacles(&mut self) {

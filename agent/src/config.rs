@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, value_parser};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use secureoverlay_daemon::{duration, log};
 
 use crate::{agent::Settings, reconcile::Limits};
@@ -80,6 +80,26 @@ pub struct Node {
     /// 0 switches probing off
     #[arg(long, env = "SECUREOVERLAY_PROBE_PORT", default_value_t = 9468, value_name = "PORT")]
     pub probe_port: u16,
+    /// What to do where the tunnel's MTU leaves no room for ESP, so that large packets would be lost. A node that has begun
+    /// to encrypt never stops because of it, and where the manager can't read what nodes say (MKE's manifest) it is only
+    /// told
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_MTU_POLICY",
+        value_enum,
+        default_value = "block",
+        value_name = "POLICY"
+    )]
+    pub mtu_policy: MtuPolicy,
+}
+
+/// What a tunnel's MTU means that leaves no room for ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MtuPolicy {
+    /// This node and its peers talk in the clear until there is room
+    Block,
+    /// It is said, and they encrypt all the same
+    Warn,
 }
 
 /// Times.
@@ -106,7 +126,9 @@ impl Config {
     #[must_use]
     pub const fn settings(&self) -> Settings {
         let Timing { reconcile_debounce: debounce, resync, removal_skew } = self.timing;
-        Settings { debounce, resync, removal_skew, probe_port: self.node.probe_port }
+        let Node { probe_port, mtu_policy, .. } = self.node;
+        let needs_room = matches!(mtu_policy, MtuPolicy::Block);
+        Settings { debounce, resync, removal_skew, probe_port, needs_room }
     }
 }
 

@@ -182,12 +182,17 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
         for peer in encrypting() {
             plan.policies.insert(pair(Direction::In, local, &peer.end), Action::Esp(None));
         }
-        let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
-        for (direction, src) in [(Direction::In, anywhere), (Direction::Out, Net::host(local.addr))] {
-            plan.policies.insert(PolicyId::tunnel(direction, src, anywhere), Action::Block);
-        }
+        plan.policies.extend(blocks(local.addr).map(|id| (id, Action::Block)));
     }
     plan
+}
+
+/// What is turned away while this node, which has the address `local`, insists, where no pair's policy comes first.
+#[must_use]
+pub fn blocks(local: IpAddr) -> [PolicyId; 2] {
+    let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+    [(Direction::In, anywhere), (Direction::Out, Net::host(local))]
+        .map(|(direction, src)| PolicyId::tunnel(direction, src, anywhere))
 }
 
 fn standing(generation: &Generation, local: &End) -> Standing {

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use secureoverlay_common::{
-    ring::{Enforcement, Role},
-    uid::Uid,
-};
+use secureoverlay_common::{ring::Role, uid::Uid};
 
 use crate::{
     agent::Program,
@@ -21,10 +18,10 @@ const SAMPLE: u64 = 32;
 /// Adds the policies that probes go under to the plan for `program`: out with the generation that this node sends with,
 /// or the staged one before that, and in by ESP only. So a probe that arrives has come through ESP.
 ///
-/// While the ring enforces there are none: all traffic proves it then.
+/// While the ring enforces as well: what they show changes nothing then, but somebody may have begun to drop ESP.
 pub fn add(plan: &mut Plan, program: &Program, stage: Stage) {
-    let Program { ring, local, peers, probe_port: port } = program;
-    if *port == 0 || ring.enforcement != Enforcement::Permissive || stage != Stage::Normal {
+    let Program { local, peers, probe_port: port, .. } = program;
+    if *port == 0 || stage != Stage::Normal {
         return;
     }
     let mut newest: BTreeMap<IpAddr, (Role, u32)> = BTreeMap::new();
@@ -68,7 +65,7 @@ mod tests {
 
     use jiff::Timestamp;
     use secureoverlay_common::{
-        ring::{Generation, Ring, SPI_SEED_LEN},
+        ring::{Enforcement, Generation, Ring, SPI_SEED_LEN},
         secret::SecretBytes,
         suite::Suite,
         wire::End,
@@ -154,13 +151,22 @@ mod tests {
     }
 
     #[test]
+    fn insisting_changes_nothing_about_them() {
+        let of = |enforcement| planned(&program(enforcement, &[Role::Active]), Stage::Normal).1;
+        assert!(!of(Enforcement::Enforcing).is_empty());
+        assert_eq!(of(Enforcement::Enforcing), of(Enforcement::Permissive));
+    }
+
+    #[test]
     fn there_are_none_where_nothing_is_to_be_proven() {
         let permissive = program(Enforcement::Permissive, &[Role::Active]);
         for stage in [Stage::Optional, Stage::Silent, Stage::Gone] {
             assert!(planned(&permissive, stage).1.is_empty(), "{stage:?}");
         }
         assert!(planned(&Program { probe_port: 0, ..permissive }, Stage::Normal).1.is_empty());
-        assert!(planned(&program(Enforcement::Enforcing, &[Role::Active]), Stage::Normal).1.is_empty());
+        for retiring in [Enforcement::Permissive, Enforcement::Off] {
+            assert!(planned(&program(retiring, &[Role::Retiring]), Stage::Normal).1.is_empty());
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ const NAMED: usize = 5;
 /// What is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// There is nothing to prove: no keys, nobody to talk to, everybody insists on ESP already, or probing is off.
+    /// There is nothing to prove: no keys, nobody to talk to, or probing is off.
     #[default]
     NotProbed,
     /// This node can't probe, for the reason given.

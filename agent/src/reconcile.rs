@@ -88,7 +88,11 @@ impl Outcome {
     /// Everything that the plan says is in place.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.failed.is_empty() && self.peers_programmed == self.peers_desired
+        // A block concerns no peer, and everybody.
+        let hole = |finding: &Finding| matches!(finding, Finding::ForeignPolicy(id) if id.is_block());
+        self.failed.is_empty()
+            && self.peers_programmed == self.peers_desired
+            && !self.findings.iter().any(hole)
     }
 }
 

@@ -196,6 +196,11 @@ impl Reporter {
             (0, _) => self.kernel.ready(),
             (count, _) => self.kernel.ready_but(format!("{count} findings, see the log")),
         }
+        if agent.applied().is_some_and(|target| target.content.is_none()) {
+            // Nothing is encrypted, and nothing looked at any more.
+            self.metrics.astray(0);
+            self.surroundings = None;
+        }
         changes(&mut self.findings, findings, "the kernel is not as it should be", "finding is over");
         self.say_obstacles(agent);
     }
@@ -296,6 +301,7 @@ impl Reporter {
             applied: agent.applied(),
             ring_problem: self.ring_problem.as_deref(),
             peers: self.peers.unwrap_or_default(),
+            others: agent.view().map_or(0, |view| view.peers.len()),
             mtu: self.mtu.as_ref(),
             reach: &self.reach,
             surroundings: self.surroundings.as_ref(),

@@ -129,6 +129,8 @@ pub struct Roster {
 #[derive(Debug)]
 struct Entry {
     name: String,
+    /// What its Node showed last.
+    shown: Option<NodeFacts>,
     created: Option<Timestamp>,
     excluded: bool,
     addr: Option<IpAddr>,
@@ -155,14 +157,19 @@ impl Roster {
         }
     }
 
-    /// A Node came or changed.
-    pub fn apply(&mut self, facts: NodeFacts, now: Instant) {
-        let NodeFacts { name, uid, created, addr, boot, excluded, ready: _ } = facts;
-        let Some(uid) = uid else {
-            self.nameless.insert(name);
-            return;
+    /// A Node came or changed; says whether that may matter here. Most changes are heartbeats of kubelets, or whether they
+    /// are ready.
+    pub fn apply(&mut self, facts: NodeFacts, now: Instant) -> bool {
+        let facts = NodeFacts { ready: true, ..facts };
+        let Some(uid) = facts.uid else {
+            return self.nameless.insert(facts.name);
         };
-        self.nameless.remove(&name);
+        let known = self.entries.get(&uid).is_some_and(|entry| entry.is_there_as(&facts));
+        if !self.nameless.remove(&facts.name) && known {
+            return false;
+        }
+        let shown = facts.clone();
+        let NodeFacts { name, created, addr, boot, excluded, .. } = facts;
         // Re-created under the same name: the old one is gone.
         for (other, entry) in &mut self.entries {
             if *other != uid && entry.name == name {
@@ -170,6 +177,7 @@ impl Roster {
             }
         }
         let entry = self.entries.entry(uid).or_insert_with(|| Entry::new(name.clone()));
+        entry.shown = Some(shown);
         let before = entry.identity();
         entry.name = name;
         entry.created = created;
@@ -180,6 +188,7 @@ impl Roster {
         if self.listed && entry.identity().is_some_and(|identity| before != Some(identity)) {
             entry.new_until = Some(now + NEW);
         }
+        true
     }
 
     /// A Node was deleted.
@@ -304,6 +313,7 @@ impl Entry {
     const fn new(name: String) -> Self {
         Self {
             name,
+            shown: None,
             created: None,
             excluded: false,
             addr: None,
@@ -313,6 +323,11 @@ impl Entry {
             gone_after: None,
             new_until: None,
         }
+    }
+
+    /// Its Node is there and showed this already.
+    fn is_there_as(&self, facts: &NodeFacts) -> bool {
+        self.gone_after.is_none() && self.shown.as_ref() == Some(facts)
     }
 
     /// What its peers' SAs with it depend on; `None` while there are none.

@@ -343,7 +343,12 @@ impl Shell {
 
     fn hear(&mut self, news: News) {
         match news {
-            News::Mtu(facts) => self.reporter.mtu(facts),
+            News::Mtu(facts) => {
+                if let Ok(facts) = &facts {
+                    self.take(Event::Mtu(facts.clone()));
+                }
+                self.reporter.mtu(facts);
+            }
             News::Surroundings(surroundings) => {
                 self.take(Event::Surroundings(surroundings.obstacles()));
                 self.reporter.surroundings(&self.agent, *surroundings);

@@ -20,8 +20,7 @@ const MESSAGE: usize = 500;
 const WELL: &str = "all is well";
 
 /// Where the ring says that this node is pending.
-const PENDING: &str =
-    "peers and this node talk in the clear until the manager knows that ESP reaches this node";
+const PENDING: &str = "peers and this node talk in the clear until the manager knows that ESP reaches this node and fits its tunnel";
 
 /// The status to bring the object to.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +44,8 @@ pub struct Seen<'s> {
     pub ring_problem: Option<&'s str>,
     /// Peers with everything in place, of all peers.
     pub peers: (usize, usize),
+    /// Other nodes, whether they have anything in place or not.
+    pub others: usize,
     /// The tunnel's MTU.
     pub mtu: Option<&'s Finding>,
     /// What lets traffic past the policies, once that was looked at.
@@ -64,7 +65,8 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
     let ring = seen.applied.and_then(|target| Some(&target.content.as_ref()?.ring));
     let generations = || ring.iter().flat_map(|ring| &ring.generations);
     let on = seen.applied.is_some_and(|target| target.stage == Stage::Normal);
-    let enforcement = ring.filter(|_| on).map_or(Enforcement::Off, |ring| ring.enforcement);
+    // Beside a ring begun anew, what is said differs from what is wanted.
+    let enforcement = ring.filter(|_| on).map_or(Enforcement::Off, |_| said.enforcement);
     let ids = |counts: &dyn Fn(&Generation) -> bool| {
         let ids = generations().filter(|generation| counts(generation)).map(|generation| generation.id);
         let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
@@ -105,7 +107,7 @@ pub fn wanted(seen: &Seen<'_>) -> Wanted {
         conditions: conditions(seen, mtu_problem.as_deref(), reach_problem.as_deref()),
         heartbeat: None,
     };
-    Wanted { node: said.node, peers: seen.peers.1, status }
+    Wanted { node: said.node, peers: seen.others.max(seen.peers.1), status }
 }
 
 fn reach_problem(seen: &Seen<'_>) -> Option<String> {
@@ -158,7 +160,7 @@ fn conditions(seen: &Seen<'_>, mtu_problem: Option<&str>, reach_problem: Option<
         }
         (Reach::Unable(why), None) => condition("EspReachable", "Unknown", "CannotProbe", why),
         (Reach::NotProbed, None) => {
-            let why = "nothing to prove: no keys, no peers, everybody enforces, or probing is off";
+            let why = "nothing to prove: no keys, no peers, or probing is off";
             condition("EspReachable", "Unknown", "NotProbed", why)
         }
     };
@@ -235,6 +237,7 @@ mod tests {
             enforcement: Enforcement::Permissive,
             obstacles: [].into(),
             unreachable: None,
+            oversized: false,
         }
     }
 
@@ -259,6 +262,7 @@ mod tests {
             applied: Some(&target),
             ring_problem: None,
             peers: (42, 42),
+            others: 42,
             mtu: Some(&mtu),
             surroundings: Some(&Surroundings::default()),
             reach: &reach,
@@ -301,6 +305,7 @@ mod tests {
             applied: Some(&target),
             ring_problem: None,
             peers: (42, 42),
+            others: 42,
             mtu: None,
             surroundings: Some(&surroundings),
             reach: &Reach::NotProbed,
@@ -330,6 +335,7 @@ mod tests {
             applied: Some(&target),
             ring_problem: None,
             peers: (2, 2),
+            others: 2,
             mtu: None,
             kernel: None,
             nodes: None,
@@ -348,6 +354,7 @@ mod tests {
             applied: Some(&target),
             ring_problem: None,
             peers: (41, 42),
+            others: 42,
             mtu: Some(&mtu),
             surroundings: None,
             reach: &reach,

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     kernel::{Link, RouteTo, Switches, Way},
     mtu::IPIP,
+    plan,
     xfrm::{ActualPolicy, Direction, IPPROTO_IPIP, Owner, PRIORITY_PEER, PolicyId},
 };
 
@@ -176,9 +177,20 @@ pub fn overruling(
     let others = policies.iter().filter(|policy| {
         policy.owner == Owner::Foreign && !policy.conditional && [0, IPPROTO_IPIP].contains(&policy.protocol)
     });
-    others
-        .filter_map(|policy| Some(overrules(policy, pairs.clone().find(|pair| in_the_way(policy, pair))?)))
-        .collect()
+    let blocks = pairs.clone().next().map(|pair| plan::blocks(pair.local()));
+    let sentence = |policy: &ActualPolicy| {
+        if let Some(pair) = pairs.clone().find(|pair| in_the_way(policy, pair)) {
+            return Some(overrules(policy, pair));
+        }
+        (policy.protocol == IPPROTO_IPIP && blocks.is_some_and(|blocks| blocks.contains(&policy.id))).then(|| {
+            format!(
+                "a policy that is not ours ({}, priority {}) is where one has to be that turns all other plaintext away: \
+                 remove it",
+                policy.id, policy.priority
+            )
+        })
+    };
+    others.filter_map(sentence).collect()
 }
 
 fn in_the_way(policy: &ActualPolicy, pair: &PolicyId) -> bool {

@@ -197,3 +197,12 @@ fn other_policies_do_not_matter() {
     let inward: Vec<PolicyId> = vec![pair(Direction::In)];
     assert_eq!(overruling(&[first], &inward.into_iter()), BTreeSet::new(), "the other direction");
 }
+
+#[test]
+fn a_policy_of_others_where_a_block_has_to_be_is_named() {
+    for id in plan::blocks(pair(Direction::In).local()) {
+        let there = ActualPolicy { id, protocol: 4, ..wide(Direction::In, PRIORITY_BLOCK + 1) };
+        only(&overruled(there), &["turns all other plaintext away", "protocol 4"]);
+        assert_eq!(overruled(ActualPolicy { protocol: 17, ..there }), BTreeSet::new());
+    }
+}

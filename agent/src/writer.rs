@@ -69,6 +69,8 @@ pub async fn write(
             spread if changed && lost_keys(&want, before) => spread.min(HURRY),
             spread => spread,
         };
+        // Not at once: what comes and goes all the time would never be written.
+        changed_at = changed_at.filter(|at: &Instant| changed || at.elapsed() < spread);
         let next_look = looked_at + LOOK.max(2 * spread).mul_f64(0.9 + 0.2 * share);
         let at = if changed {
             let earliest = written.as_ref().map(|(_, at)| *at + spread.max(PAUSE));

@@ -170,6 +170,24 @@ impl PolicyId {
     pub const fn is_probe(&self) -> bool {
         matches!(self.traffic, Traffic::Probe(_))
     }
+
+    /// It selects what goes to anybody, or comes from anybody.
+    #[must_use]
+    pub const fn is_block(&self) -> bool {
+        match self.direction {
+            Direction::In => self.src.prefix == 0,
+            Direction::Out => self.dst.prefix == 0,
+        }
+    }
+
+    /// The address of this node in it.
+    #[must_use]
+    pub const fn local(&self) -> IpAddr {
+        match self.direction {
+            Direction::In => self.dst.addr,
+            Direction::Out => self.src.addr,
+        }
+    }
 }
 
 impl fmt::Display for PolicyId {

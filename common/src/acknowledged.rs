@@ -19,7 +19,7 @@ use crate::{
 
 mod pending;
 
-pub use pending::PENDING_AFTER;
+pub use pending::{MISSED, PENDING_AFTER};
 
 /// After the last node has said that it no longer sends with a generation, packets of it may still be under way.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -92,6 +92,9 @@ pub struct Acknowledgement {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub unreachable: Option<BTreeSet<Uid>>,
+    /// The tunnel's MTU leaves no room for ESP, and it does not want to begin with it before it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oversized: bool,
 }
 
 impl Acknowledgement {
@@ -184,6 +187,8 @@ pub struct Acknowledged {
     /// The pending nodes of the ring, and since when it names these; not known for those that a new process finds.
     pended: Option<(BTreeSet<Uid>, Option<Instant>)>,
     rekeyed: Option<Instant>,
+    /// What was heard last of nodes, by UID.
+    heard: BTreeMap<Uid, Heard>,
 }
 
 impl Acknowledged {
@@ -199,6 +204,7 @@ impl Acknowledged {
             unready: BTreeMap::new(),
             pended: None,
             rekeyed: None,
+            heard: BTreeMap::new(),
         }
     }
 
@@ -227,8 +233,15 @@ impl Acknowledged {
         let rekey = self.rekey(&expected, ring, now);
         let steady = active.is_some() && ring.is_some_and(|ring| ring.generations.len() == 1);
         let midway = (NAMED / expected.len().max(1)).clamp(REKEYED, REKEYED_MIDWAY);
-        let many = (rekey.len() > if steady { REKEYED } else { midway })
-            .then(|| format!("{} nodes lost SAs whose keys can't be used again", rekey.len()));
+        // One by one they would fill the ring as well.
+        let named = active.filter(|_| steady).map_or(0, |active| active.incarnations.len());
+        let many =
+            (named + rekey.len() > if steady { REKEYED } else { midway } && !rekey.is_empty()).then(|| {
+                let count = rekey.len();
+                format!(
+                    "{count} nodes lost SAs whose keys can't be used again, after {named} that have new ones"
+                )
+            });
         let newest = said.values().filter(|said| installed(said, ring)).map(|said| said.newest);
         Facts {
             all_receive,
@@ -236,6 +249,8 @@ impl Acknowledged {
             may_insist,
             obstacle: pending.obstacle.or_else(|| obstacle(&expected)),
             nobody_insists: self.nobody_insists(&expected, sight, now),
+            all_insist: !expected.is_empty()
+                && expected.iter().all(|node| node.says(|said| said.enforcement == Enforcement::Enforcing)),
             pending: pending.nodes,
             rekey: if many.is_some() { BTreeMap::new() } else { rekey },
             requested: many.or_else(|| {
@@ -252,6 +267,20 @@ impl Acknowledged {
         let before = std::mem::take(&mut self.unready);
         let unready = expected.iter().filter(|expected| !expected.node.ready).filter_map(|it| it.node.uid);
         self.unready = unready.map(|uid| (uid, before.get(&uid).copied().unwrap_or(now))).collect();
+        if !expected.is_empty() {
+            let mut before = std::mem::take(&mut self.heard);
+            let heard = |expected: &Expected<'_>| {
+                let uid = expected.node.uid?;
+                if let Some(said) = expected.said {
+                    let receives = said.receives.keys().copied().collect();
+                    return Some((uid, Heard { boot: said.boot, receives, missing: None }));
+                }
+                let heard = before.remove(&uid)?;
+                let same = expected.node.boot.is_none_or(|boot| boot == heard.boot);
+                same.then(|| (uid, Heard { missing: Some(heard.missing.unwrap_or(now)), ..heard }))
+            };
+            self.heard = expected.iter().filter_map(heard).collect();
+        }
         let pending = ring.map_or_else(BTreeSet::new, |ring| ring.pending.clone());
         self.pended = Some(match self.pended.take() {
             Some((before, since)) if before == pending => (before, since),
@@ -445,6 +474,15 @@ impl Acknowledged {
         }
         rekey
     }
+}
+
+/// What a node has said, and since when its word is missing: somebody has deleted it.
+#[derive(Debug)]
+struct Heard {
+    boot: Uid,
+    /// The generations that its kernel goes on receiving with, whatever becomes of its word.
+    receives: BTreeSet<Uid>,
+    missing: Option<Instant>,
 }
 
 /// A node that takes part, and what it says as of now.

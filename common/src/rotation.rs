@@ -163,6 +163,8 @@ pub struct Facts {
     pub obstacle: Option<String>,
     /// Every node accepts plaintext.
     pub nobody_insists: Answer,
+    /// Every node says that it turns plaintext away.
+    pub all_insist: bool,
     /// The Nodes that peers must not encrypt to yet.
     pub pending: BTreeSet<Uid>,
     /// Somebody wants a rotation now, and why.
@@ -188,6 +190,7 @@ impl Facts {
             may_insist: Answer::In(Duration::MAX),
             obstacle: None,
             nobody_insists: Answer::Yes,
+            all_insist: false,
             pending: BTreeSet::new(),
             requested: None,
             rekey: BTreeMap::new(),
@@ -417,6 +420,11 @@ pub fn apply<E>(
             }
             next.next_rotation = Some(settings.pace.next(now));
             next.pending = facts.pending.clone();
+            // What they have insisted on beside a ring begun anew, they go on insisting on.
+            let as_before = facts.all_insist && next.pending.is_empty() && settings.goal == Goal::Auto;
+            if next.generations.len() == 1 && as_before {
+                next.enforcement = Enforcement::Enforcing;
+            }
         }
         Action::Rekey => rekey(&mut next, facts),
         Action::Pend | Action::Insist | Action::Relent | Action::Silence | Action::Quit => {
@@ -462,7 +470,7 @@ fn rekey(ring: &mut Ring, facts: &Facts) {
     for (node, needed) in &facts.rekey {
         for at in 0..ring.generations.len() {
             let Some(&needed) = needed.get(&ring.generations[at].uid) else { continue };
-            for incarnation in (needed..).take(SEED_DRAWS) {
+            for incarnation in (needed..=u32::MAX).take(SEED_DRAWS) {
                 ring.generations[at].incarnations.insert(*node, incarnation);
                 if distinct(ring.generations.iter(), &facts.senders) {
                     break;

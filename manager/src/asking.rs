@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -11,7 +11,7 @@ use secureoverlay_common::{
     ring::{Ring, RingError},
     rotation::Names,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     encryptions::WatchedEncryption,

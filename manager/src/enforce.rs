@@ -2,10 +2,7 @@
 //!
 //! As `rotate`, it only writes an annotation, with the rights that the manager has.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Duration};
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -15,7 +12,7 @@ use secureoverlay_common::{
     rotation::Goal,
 };
 use secureoverlay_daemon::client;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     USER_AGENT,

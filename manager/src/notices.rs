@@ -21,8 +21,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::taint;
 
-/// More than one turn ever has to say.
-const QUEUE: usize = 100;
+/// More than one turn ever has to say: a word for every node of a large cluster.
+const QUEUE: usize = 10_000;
 /// The API server takes 1,024 bytes.
 const NOTE: usize = 1000;
 const COMPONENT: &str = "ucp-secureoverlay-mgr";

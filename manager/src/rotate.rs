@@ -3,8 +3,6 @@
 //! It needs what the manager itself has, `get` and `update` of the Secret, so that it works in the manager's pod as from
 //! a workstation. Nothing is rotated here: the request is an annotation, and the manager answers it.
 
-use std::time::Instant;
-
 use anyhow::bail;
 use kube::Client;
 use secureoverlay_common::{
@@ -12,7 +10,7 @@ use secureoverlay_common::{
     uid::Uid,
 };
 use secureoverlay_daemon::client;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     USER_AGENT,
@@ -81,7 +79,11 @@ pub async fn ask(store: &Store, force: bool) -> anyhow::Result<Goal> {
     .await
 }
 
-async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
+/// Tells how the rotation goes until it is over.
+///
+/// # Errors
+/// Where that can't be seen any more, or nothing will come of it.
+pub async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
     let (store, start) = (Store::new(client.clone()), Instant::now());
     let mut reader = Reader::new(&store);
     let (mut said, mut awaited, mut hinted) = (None, Awaited::default(), false);

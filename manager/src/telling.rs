@@ -7,7 +7,7 @@ use std::{
 
 use secureoverlay_common::{
     names::ENFORCE,
-    ring::{Ring, RingError, Role},
+    ring::{Enforcement, Ring, RingError, Role},
     rotation::{Action, Cause, Decision, Facts, Goal, Names},
 };
 use secureoverlay_daemon::duration::Human;
@@ -157,6 +157,9 @@ impl Teller {
                         Reason::RotationCompleted,
                         format!("generation {active} is the first one in use{}", next(act.after)),
                     );
+                    if act.after.enforcement == Enforcement::Enforcing {
+                        self.enforced(act, Reason::Enforcing, "plaintext goes on being turned away");
+                    }
                 }
                 old => {
                     let text = format!(
@@ -185,7 +188,7 @@ impl Teller {
                 let count = act.after.pending.len();
                 tracing::info!(revision, reason, new = %Names(&act.pending), "{count} nodes are pending");
                 if !act.pending.is_empty() {
-                    let text = "are spoken to in the clear until they receive the generation in use and ESP reaches them";
+                    let text = "are spoken to in the clear until they receive the generation in use, ESP reaches them and their tunnel has room for it";
                     self.event(Reason::NodesPending, format!("{} {text}", Names(&act.pending)));
                 }
             }

@@ -303,7 +303,8 @@ impl Manager {
         decision: &Decision,
     ) -> Result<Outcome, TurnError> {
         let action = decision.action;
-        let next = self.apply(ring, action, installation, &look.facts, look.now)?;
+        let settings = self.settings(ring, look.now, look.goal);
+        let next = self.apply(ring, action, installation, &look.facts, (look.now, &settings))?;
         let requests = held.requests;
         // Nobody meant a later one that comes by itself.
         let unasked = action == Action::Stage && !requests.rotate;
@@ -342,7 +343,8 @@ impl Manager {
         now: Now,
     ) -> Result<Outcome, TurnError> {
         let facts = Facts::of(Answer::Yes, Answer::Yes);
-        let next = self.apply(Some(&lost.ring), Action::Wait, installation, &facts, now)?;
+        let settings = self.settings(Some(&lost.ring), now, self.options.goal);
+        let next = self.apply(Some(&lost.ring), Action::Wait, installation, &facts, (now, &settings))?;
         // Kept until it is back for certain: the next turn reads it from there.
         self.remembered = Some(lost);
         let outcome = self.write(held, &next, Requests::default()).await?;
@@ -358,11 +360,9 @@ impl Manager {
         action: Action,
         installation: Installation,
         facts: &Facts,
-        now: Now,
+        (now, settings): (Now, &Settings),
     ) -> Result<Ring, SysError> {
-        // How far to go has been decided.
-        let settings = self.settings(ring, now, self.options.goal);
-        apply(ring, action, installation, facts, now.wall, &settings, self.options.random)
+        apply(ring, action, installation, facts, now.wall, settings, self.options.random)
     }
 
     async fn write(&mut self, held: Held, next: &Ring, answered: Requests) -> Result<Outcome, TurnError> {

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::{
     model_kernel::ModelKernel,
+    mtu::Measured,
     reconcile::Reconciler,
     worker::make_plan,
     xfrm::{Action, Direction, Net, PolicyId},
@@ -26,7 +27,7 @@ const SET: u8 = 77;
 
 fn settings() -> Settings {
     let (debounce, resync) = (Duration::from_millis(100), Duration::from_secs(60));
-    Settings { debounce, resync, removal_skew: SKEW, probe_port: 0 }
+    Settings { debounce, resync, removal_skew: SKEW, probe_port: 0, needs_room: true }
 }
 
 fn document(revision: u64, enforcement: Enforcement, generations: &[u8]) -> Vec<u8> {
@@ -529,11 +530,33 @@ fn whom_esp_reaches_is_told_when_all_have_been_tried_and_anew_after_a_pause() {
 
     run.tell(shown(document(3, Enforcement::Enforcing, &[1])));
     run.pass(SECOND);
+    assert!(run.agent.probes().is_some(), "it goes on while every node insists");
+    run.tell(shown(document(4, Enforcement::Off, &[])));
+    run.pass(60 * SECOND);
     assert_eq!((told(&run), run.agent.probes()), (Some([].into()), None));
     run.tell(verdicts(&[(2, true), (3, true), (4, true)]));
-    run.tell(staged(4, Enforcement::Permissive));
+    run.tell(staged(5, Enforcement::Permissive));
     run.pass(SECOND);
     assert_eq!(told(&run), None, "what came late is not believed");
+}
+
+#[test]
+fn a_tunnel_without_room_is_said_with_the_first_generation() {
+    let measured = |mtu| Some(Measured { interface: "x".into(), mtu });
+    let facts = |tunnel| Event::Mtu(mtu::Facts { tunnel: measured(tunnel), external: measured(1500) });
+    for (needs_room, tunnel, wanted) in [(true, 1480, true), (true, 1452, false), (false, 1480, false)] {
+        let mut kernel = ModelKernel::default();
+        let mut run = Run::new(&mut kernel);
+        run.agent.settings.needs_room = needs_room;
+        for event in [present(), nodes(), facts(tunnel), permissive()] {
+            run.tell(event);
+        }
+        run.pass(SECOND);
+        let said = |run: &Run<'_>| run.agent.acknowledgement().unwrap().oversized;
+        assert_eq!(said(&run), wanted);
+        run.tell(facts(1452));
+        assert!(!said(&run), "there is room");
+    }
 }
 
 #[test]

@@ -119,7 +119,9 @@ impl Journal {
             && let Err(error) = create(&directory.join(NEW))
         {
             let homeless = Some(format!("{}: {error}", directory.display()));
-            return Self { homeless, ..Self::default() };
+            // One is there, and may tell of keys that this agent would use again.
+            let doubt = found.err().map(|error| format!("{}: {error}", directory.join(JOURNAL).display()));
+            return Self { homeless, doubt, ..Self::default() };
         }
         let place = Place { directory: directory.to_owned(), boot, file: None, lines: 0, failing: false };
         let path = place.path();
@@ -232,7 +234,9 @@ impl Journal {
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     let mut text = Vec::new();
@@ -317,6 +321,18 @@ mod tests {
         // Nothing can be created under a file either, though it is there.
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(Journal::open(file.path(), uid(9)).keeping(), Keeping::Memory);
+    }
+
+    #[test]
+    fn one_that_can_be_neither_read_nor_written_is_doubted_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [JOURNAL, NEW] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let mut journal = Journal::open(directory.path(), uid(9));
+        assert_eq!((journal.keeping(), journal.doubt().is_some()), (Keeping::Memory, true));
+        journal.suspect([(uid(1), 3)].into_iter());
+        assert!(journal.record().used(uid(1), 3, 77));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
     agent::{Program, Target},
     diff::GRACE,
     model_kernel::ModelKernel,
-    plan::{Stage, desired},
+    plan::{self, Stage, desired},
     roster::{Peer, Peers},
     worker::make_plan,
     xfrm::{Net, PolicyId, Traffic},
@@ -367,6 +367,21 @@ fn senders_with_one_spi_are_told_apart_by_address() {
         assert_eq!(plan.collisions.len(), 3);
         assert_eq!(plan.states.len(), 4, "the older generation works");
     }
+}
+
+#[test]
+fn a_foreign_policy_where_a_block_has_to_be_is_a_hole() {
+    let (mut kernel, now) = (kernel(), Instant::now());
+    let hole = plan::blocks(addr(1))[0];
+    kernel.add_foreign_policy(hole);
+    let insisting =
+        |enforcement| probing(&ring(enforcement, &[(1, Role::Active)]), &peers(THREE), Stage::Normal);
+    let mut reconciler = Reconciler::new(&mut kernel);
+    let before = reconciler.run(&insisting(Enforcement::Permissive), now).unwrap();
+    assert!(before.is_complete() && before.overruled.len() == 1, "said before anybody insists: {before:?}");
+    let outcome = reconciler.run(&insisting(Enforcement::Enforcing), now).unwrap();
+    assert_eq!(outcome.findings, [Finding::ForeignPolicy(hole)].into());
+    assert!(!outcome.is_complete());
 }
 
 mod history;

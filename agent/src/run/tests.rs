@@ -123,6 +123,7 @@ impl Whole {
             resync: Duration::from_secs(60),
             removal_skew: Duration::from_millis(50),
             probe_port,
+            needs_room: true,
         };
         let boot = Uid::from_random([101; 16]);
         let (to_write, wanted) = watch::channel(None);
@@ -330,8 +331,13 @@ async fn removed_it_stays_and_says_so() {
 async fn the_death_of_the_kernels_thread_ends_the_process() {
     let (targets, _jobs) = blocking::channel();
     let (reports, news) = mpsc::unbounded_channel::<News>();
-    let settings =
-        Settings { debounce: Duration::ZERO, resync: DEADLINE, removal_skew: Duration::ZERO, probe_port: 0 };
+    let settings = Settings {
+        debounce: Duration::ZERO,
+        resync: DEADLINE,
+        removal_skew: Duration::ZERO,
+        probe_port: 0,
+        needs_room: true,
+    };
     let shell = Shell {
         agent: Agent::new("node-1".into(), Uid::from_random([1; 16]), settings),
         mark: Mark::find(Path::new("/nowhere")),

@@ -104,6 +104,7 @@ fn want(node: u8, receives: &[u8], peers: usize) -> Wanted {
         enforcement: secureoverlay_common::ring::Enforcement::Permissive,
         obstacles: [].into(),
         unreachable: None,
+        oversized: false,
     };
     let condition = |kind: &str, holds: bool| {
         let status = if holds { "True" } else { "False" };

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Acknowledged, Expected, Sight};
+use super::{Acknowledged, Acknowledgement, Expected, Sight};
 use crate::{
     ring::{Enforcement, Role},
     uid::Uid,
@@ -14,6 +14,9 @@ use crate::{
 /// So long the nodes have to receive with the first generation before it is used without them, and a second more for
 /// every hundred nodes, which take turns in saying it.
 pub const PENDING_AFTER: Duration = Duration::from_secs(60);
+/// So long the word of a node may be missing that was heard since it booted, and a second more likewise: somebody has
+/// deleted it, and its kernel goes on receiving. Agents look about once a minute whether it is there.
+pub const MISSED: Duration = Duration::from_secs(120);
 /// Between two writes after which fewer nodes are pending, likewise: each is read by all nodes.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -48,7 +51,16 @@ impl Acknowledged {
         let insists = |node: &Expected<'_>| {
             active.is_none() && node.says(|said| said.enforcement == Enforcement::Enforcing)
         };
-        let silent = lacking.into_iter().filter(|node| (late || node.pending) && !insists(node));
+        let missed = |node: &Expected<'_>| {
+            let heard = node.node.uid.and_then(|uid| self.heard.get(&uid));
+            let heard = heard.filter(|heard| heard.receives.contains(&generation.uid));
+            let missing = heard.and_then(|heard| heard.missing);
+            missing.is_some_and(|since| now.saturating_duration_since(since) < MISSED + turns)
+        };
+        let silent = lacking
+            .into_iter()
+            .filter(|node| node.pending || (late && !missed(node)))
+            .filter(|node| !insists(node));
         // An agent that was started anew has to find out again whom ESP reaches.
         let untried = received
             .iter()
@@ -63,10 +75,24 @@ impl Acknowledged {
             .filter(|node| active.is_none() || node.pending)
             .map(|node| node.node.name.as_str())
             .collect();
-        let cut_off = cut_off(&pairs, &doubtful);
-        let apart = names.into_iter().filter(|(_, name)| cut_off.contains(name)).map(|(uid, _)| uid);
-        let nodes: BTreeSet<Uid> =
-            silent.chain(untried.copied()).filter_map(|node| node.node.uid).chain(apart).collect();
+        // Likewise: a tunnel that was made larger meanwhile is said, and no more.
+        let cramped = received.iter().copied().filter(|node| {
+            let begins = |said: &Acknowledgement| active.is_none() && said.silent;
+            node.says(|said| said.oversized && (node.pending || begins(said))) && !insists(node)
+        });
+        let cramped: Vec<&Expected<'_>> = cramped.collect();
+        let alone: BTreeSet<&str> =
+            untried.clone().copied().chain(cramped.iter().copied()).map(|it| it.node.name.as_str()).collect();
+        let others = pairs.iter().filter(|(one, other)| !alone.contains(one) && !alone.contains(other));
+        let cut_off = cut_off(&others.copied().collect(), &doubtful);
+        let apart =
+            received.iter().filter(|node| cut_off.contains(node.node.name.as_str()) && !insists(node));
+        let nodes: BTreeSet<Uid> = silent
+            .chain(untried.copied())
+            .chain(cramped.iter().copied())
+            .chain(apart.copied())
+            .filter_map(|node| node.node.uid)
+            .collect();
         let fewer = nodes.is_subset(&ring.pending);
         Pending {
             nodes: if fewer && self.pended_for(now) < PAUSE.max(turns) {
@@ -76,7 +102,11 @@ impl Acknowledged {
             },
             obstacle: pairs
                 .first()
-                .map(|(one, other)| format!("ESP does not pass between {one} and {other}")),
+                .map(|(one, other)| format!("ESP does not pass between {one} and {other}"))
+                .or_else(|| {
+                    let name = &cramped.first()?.node.name;
+                    Some(format!("the tunnel's MTU of {name} leaves no room for ESP: see its NodeEncryption"))
+                }),
         }
     }
 

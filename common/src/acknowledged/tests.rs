@@ -78,6 +78,7 @@ impl Case {
             enforcement: ring.enforcement,
             obstacles: BTreeSet::new(),
             unreachable: Some(BTreeSet::new()),
+            oversized: false,
         };
         let said = nodes.iter().map(|node| (node.name.clone(), say(node))).collect();
         let acknowledged = Acknowledged::new(LIMIT);
@@ -300,6 +301,54 @@ fn who_does_not_receive_is_pending_at_once_while_plaintext_is_accepted() {
     case.nodes[2].excluded = true;
     assert_eq!(pending(&case.observe()), [uid(2)]);
     case.ring.enforcement = Enforcement::Enforcing;
+    assert_eq!(pending(&case.observe()), []);
+}
+
+#[test]
+fn a_word_that_is_missing_for_a_while_makes_nobody_pending() {
+    let mut case = Case::new(&ACTIVE);
+    case.observe();
+    case.said.clear();
+    case.nodes[1].boot = None;
+    assert_eq!(pending(&case.observe()), [], "somebody deleted all of them; the kernels go on");
+    case.now += MISSED - Duration::from_secs(1);
+    assert_eq!(pending(&case.observe()), []);
+    case.nodes[2].boot = Some(uid(55));
+    assert_eq!(pending(&case.observe()), [uid(3)], "what it held is gone");
+    case.now += Duration::from_secs(1);
+    assert_eq!(pending(&case.observe()), [uid(1), uid(2), uid(3)]);
+    // Who was never heard is not waited for.
+    case.acknowledged = Acknowledged::new(LIMIT);
+    assert_eq!(pending(&case.observe()), [uid(1), uid(2), uid(3)]);
+}
+
+#[test]
+fn who_has_no_room_in_its_tunnel_does_not_begin() {
+    let mut case = Case::new(&FIRST);
+    (case.second().oversized, case.second().silent) = (true, true);
+    let facts = case.observe();
+    assert_eq!(pending(&facts), [uid(2)]);
+    assert!(facts.obstacle.unwrap().contains("node-2 leaves no room"));
+    case.ring.pending = facts.pending;
+    assert_eq!(case.observe().all_receive, Answer::Yes);
+    case.ring.generations[0].role = Role::Active;
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.second().oversized = false;
+    case.now += Duration::from_secs(10);
+    assert_eq!(pending(&case.observe()), []);
+    // Who has begun does not stop.
+    case.ring.pending.clear();
+    case.second().oversized = true;
+    assert_eq!(pending(&case.observe()), []);
+    // Nor does who sends or insists, beside a ring begun anew.
+    case.ring.generations[0].role = Role::Staged;
+    assert_eq!(pending(&case.observe()), [uid(2)]);
+    case.second().silent = false;
+    assert_eq!(pending(&case.observe()), []);
+    case.second().silent = true;
+    case.second().enforcement = Enforcement::Enforcing;
+    assert_eq!(pending(&case.observe()), []);
+    case.second().unreachable = Some([uid(1), uid(3)].into());
     assert_eq!(pending(&case.observe()), []);
 }
 

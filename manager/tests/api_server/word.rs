@@ -69,6 +69,7 @@ impl<'c> Guest<'c> {
             enforcement: ring.enforcement,
             obstacles: Default::default(),
             unreachable: Some(Default::default()),
+            oversized: false,
         };
         let agent = Api::<NodeEncryption>::all(self.cluster.as_account(AGENT));
         let patch = Patch::Merge(json!({"status": {"acknowledgement": word}}));

@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use secureoverlay_common::names::{CALICO_ADDRESS, EXCLUDE_LABEL};
 
-use crate::lab::{Lab, TUNNEL_MTU};
-use crate::scenarios::join_leave::TAINT;
+use crate::lab::{Lab, STARTUP_TAINT, TUNNEL_MTU};
 use crate::wait::wait_until;
 
 /// Our objects, in the order in which they go: those whose removal is work for our pods first.
@@ -71,8 +70,8 @@ pub fn clean(lab: &Lab) -> Result<Vec<String>> {
             found.push(format!("{} had another's address", node.name));
         }
         let taints = object["spec"]["taints"].as_array();
-        if taints.into_iter().flatten().any(|taint| taint["key"] == TAINT) {
-            lab.kubectl(&["taint", "node", &node.name, &format!("{TAINT}-")])?;
+        if taints.into_iter().flatten().any(|taint| taint["key"] == STARTUP_TAINT) {
+            lab.kubectl(&["taint", "node", &node.name, &format!("{STARTUP_TAINT}-")])?;
             found.push(format!("{} was tainted", node.name));
         }
         lab.register_with_taints(&node.name, "")?;

@@ -28,6 +28,9 @@ use crate::wait::wait_until;
 /// Calico's default for the tunnel of a 1500-byte network.
 pub const TUNNEL_MTU: u32 = 1480;
 
+/// The start-up taint that our manifest tolerates and the documentation uses.
+pub const STARTUP_TAINT: &str = "secureoverlay.io/starting";
+
 /// A running lab. All methods take `&self`, so that a scenario can share it between threads.
 #[derive(Debug)]
 pub struct Lab {

@@ -31,7 +31,11 @@ const MANAGER_ENV: &[&str] = &[
     "SECUREOVERLAY_PROPAGATION_DELAY=10s",
     "SECUREOVERLAY_POLL_INTERVAL=1s",
 ];
-const AGENT_ENV: &[&str] = &["SECUREOVERLAY_RESYNC=5s"];
+const AGENT_ENV: &[&str] = &[
+    "SECUREOVERLAY_RESYNC=5s",
+    // Tunnels have Calico's default MTU here, and probes are small.
+    "SECUREOVERLAY_MTU_POLICY=warn",
+];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const FLAGS: &str = "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";

@@ -39,8 +39,12 @@ pub struct Scenario {
 pub enum Run {
     /// Needs a cluster with nothing of ours in it, and leaves it so.
     Cluster(fn(&Lab, &mut Report, Profile) -> Result<()>),
+    /// Needs a cluster with nothing of ours in it, and leaves SecureOverlay at work, for those that follow to share.
+    Installs(fn(&Installed<'_>, &mut Report, Profile) -> Result<()>),
     /// Needs SecureOverlay at work as it ships, and leaves it so: consecutive ones share an installation.
     Installed(fn(&Installed<'_>, &mut Report, Profile) -> Result<()>),
+    /// Needs SecureOverlay at work as well, and leaves nothing of it.
+    Removes(fn(&Installed<'_>, &mut Report, Profile) -> Result<()>),
     /// Needs no more than a guest, which it boots itself.
     Guest(fn(&mut Report, Profile) -> Result<()>),
 }
@@ -48,15 +52,19 @@ pub enum Run {
 impl Scenario {
     /// Whether it needs a cluster.
     pub fn needs_cluster(&self) -> bool {
-        matches!(self.run, Run::Cluster(_) | Run::Installed(_))
+        !matches!(self.run, Run::Guest(_))
     }
 
     fn shares(&self) -> bool {
-        matches!(self.run, Run::Installed(_))
+        matches!(self.run, Run::Installed(_) | Run::Removes(_))
+    }
+
+    fn leaves(&self) -> bool {
+        matches!(self.run, Run::Installs(_) | Run::Installed(_))
     }
 }
 
-/// SecureOverlay at work, insisting, between two rotations, and a prober on each node.
+/// SecureOverlay, at work, insisting and between two rotations if the scenario needs that; and a prober on each node.
 #[derive(Debug)]
 pub struct Installed<'l> {
     /// SecureOverlay, from our manifest.
@@ -66,17 +74,21 @@ pub struct Installed<'l> {
 }
 
 impl<'l> Installed<'l> {
+    /// Nothing is installed yet.
+    fn ready(lab: &'l Lab) -> Result<Self> {
+        Ok(Self { overlay: Overlay::new(lab, Manifest::Ours), probe: Probe::deploy(lab)? })
+    }
+
     /// Installs it, or goes on with what the scenario before has left `at_work`.
     fn new(lab: &'l Lab, at_work: bool) -> Result<Self> {
-        let overlay = Overlay::new(lab, Manifest::Ours);
-        let probe = Probe::deploy(lab)?;
+        let installed = Self::ready(lab)?;
         if at_work {
-            overlay.wait_rolled_out()?;
+            installed.overlay.wait_rolled_out()?;
             enforcing::wait(lab)?;
         } else {
-            enforcing::enable(&overlay)?;
+            enforcing::enable(&installed.overlay)?;
         }
-        Ok(Self { overlay, probe })
+        Ok(installed)
     }
 }
 
@@ -180,7 +192,7 @@ pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> boo
         }
         println!("{}", report.line(scenario.name));
         // What a failed one has left is not built upon.
-        at_work = report.ok() && scenario.shares() && next_shares;
+        at_work = report.ok() && scenario.leaves() && next_shares;
         if !report.ok() {
             failed.push((scenario.name, report));
         }
@@ -213,8 +225,13 @@ fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile, at_work: bool, 
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| match scenario.run {
         Run::Guest(run) => run(&mut report, profile),
         Run::Cluster(run) => run(cluster()?, &mut report, profile),
-        Run::Installed(run) => {
-            let installed = Installed::new(cluster()?, at_work)?;
+        Run::Removes(run) => run(&Installed::new(cluster()?, at_work)?, &mut report, profile),
+        Run::Installs(run) | Run::Installed(run) => {
+            let installed = if scenario.shares() {
+                Installed::new(cluster()?, at_work)?
+            } else {
+                Installed::ready(cluster()?)?
+            };
             run(&installed, &mut report, profile)?;
             if stays && report.ok() { Ok(()) } else { installed.overlay.disable_and_check(&mut report) }
         }

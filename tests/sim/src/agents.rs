@@ -41,6 +41,7 @@ impl World {
             resync: self.scenario.resync,
             removal_skew: Duration::from_secs(4),
             probe_port: 9468,
+            needs_room: true,
         };
         let policies_first = self.variant == Some(Variant::PoliciesFirst);
         let forgetful = self.variant == Some(Variant::RecreateLost);

@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     process::ExitCode,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use secureoverlay_sim::{
     fault::Scenario,
@@ -70,10 +71,25 @@ fn simulate(options: &Options) -> Result<bool> {
         return Ok(one(kept, variant, options.tail));
     }
     let begun = Instant::now();
+    thread::scope(|scope| {
+        // One world takes one core, and machines have more.
+        let variants = scope.spawn(|| match options.no_variants {
+            true => BTreeMap::new(),
+            false => Variant::ALL.iter().map(|&variant| (variant, caught(variant, options.first))).collect(),
+        });
+        let Some((sum, failed)) = worlds(options)? else { return Ok(false) };
+        let variants = variants.join().map_err(|_| anyhow!("a wrong variant made this program panic"))?;
+        report(&sum, &variants, failed, begun.elapsed());
+        Ok(failed == 0 && variants.values().all(|caught| caught.violation.is_some()))
+    })
+}
+
+/// As many worlds as it takes; `None` where one failed that was told.
+fn worlds(options: &Options) -> Result<Option<(Sum, usize)>> {
     let (mut sum, mut failed) = (Sum::default(), 0);
     for kept in run::kept(KEPT).map_err(anyhow::Error::msg)? {
         if !held(&kept, &run::run(&kept.scenario(), None, false), &mut sum) {
-            return Ok(false);
+            return Ok(None);
         }
     }
     let mut told = Instant::now();
@@ -83,7 +99,7 @@ fn simulate(options: &Options) -> Result<bool> {
         if options.survey {
             failed += usize::from(survey(&kept, &mut sum));
         } else if !held(&kept, &run::run(&kept.scenario(), None, false), &mut sum) {
-            return Ok(false);
+            return Ok(None);
         }
         seed = seed.checked_add(1).context("out of seeds")?;
         if told.elapsed() > EVERY {
@@ -91,12 +107,7 @@ fn simulate(options: &Options) -> Result<bool> {
             println!("{} steps in {} worlds, {} rotations", sum.steps, sum.worlds, sum.rotations);
         }
     }
-    let variants: BTreeMap<Variant, Caught> = match options.no_variants {
-        true => BTreeMap::new(),
-        false => Variant::ALL.iter().map(|&variant| (variant, caught(variant, options.first))).collect(),
-    };
-    report(&sum, &variants, failed, begun.elapsed());
-    Ok(failed == 0 && variants.values().all(|caught| caught.violation.is_some()))
+    Ok(Some((sum, failed)))
 }
 
 /// One line for a world that fails; whether it did.

@@ -43,15 +43,16 @@ fn probes_follow_the_generations_and_are_neither_sending_nor_insisting() {
 }
 
 #[test]
-fn they_go_with_the_last_step_up_and_the_first_step_down() {
+fn they_go_with_the_first_step_down() {
     let generations = [(1, Role::Active)];
-    let ends = [(Enforcement::Enforcing, Stage::Normal), (Enforcement::Permissive, Stage::Optional)];
-    for (enforcement, stage) in ends {
+    for enforcement in [Enforcement::Enforcing, Enforcement::Permissive] {
         let (mut kernel, now) = (kernel(), Instant::now());
         let mut reconciler = Reconciler::new(&mut kernel);
-        reconciler.run(&permissive(&generations), now).unwrap();
-        let plan = probing(&ring(enforcement, &generations), &peers(THREE), stage);
-        let outcome = reconciler.run(&plan, now).unwrap();
+        let plan = |stage| probing(&ring(enforcement, &generations), &peers(THREE), stage);
+        let outcome = reconciler.run(&plan(Stage::Normal), now).unwrap();
+        assert!(outcome.is_complete());
+        assert_eq!(outcome.probes, [(addr(2), true), (addr(3), true)].into());
+        let outcome = reconciler.run(&plan(Stage::Optional), now).unwrap();
         assert!(outcome.is_complete() && outcome.probes.is_empty());
         assert!(!kernel.policies.keys().any(PolicyId::is_probe));
         assert_eq!(sends_with(&kernel, 2), spi(1));

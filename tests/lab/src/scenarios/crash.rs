@@ -27,8 +27,9 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let mut totals = Totals::default();
     let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 3 });
     totals.event(report, probe, "agents and manager get kill -9", true, || {
-        for program in [AGENT, MANAGER] {
-            ensure!(signal_everywhere(lab, program, "-KILL")? > 0, "no {program} was there to be killed");
+        for (program, all) in [(AGENT, lab.nodes().len()), (MANAGER, 1)] {
+            let killed = signal_everywhere(lab, program, "-KILL")?;
+            ensure!(killed == all, "{killed} of {all} {program} were killed");
         }
         thread::sleep(calm);
         overlay.wait_rolled_out()

@@ -6,38 +6,34 @@ use anyhow::{Context, Result, ensure};
 
 use super::cluster::until;
 use super::enforcing::{self, Totals};
-use super::overlay::{AGENTS, DEPLOYMENT, Manifest, NAMESPACE, Overlay, PATIENCE};
+use super::overlay::{AGENTS, DEPLOYMENT, NAMESPACE, Overlay, PATIENCE};
 use super::partition::{cut_off, join_again};
 use super::probe::Probe;
 use super::processes::{AGENT, pids, signal_everywhere};
 use super::xfrm;
-use crate::lab::Lab;
 use crate::product;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "delete",
     about: "kubectl delete from enforcing: all of it, the DaemonSet alone, the Deployment first, orphaned, one node cut off",
     estimate: "3 min",
-    run: Run::Cluster(run),
+    run: Run::Removes(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let mut totals = Totals::default();
     let mut left = 0;
-    enforcing::enable(&overlay)?;
-
     let before = xfrm::dump(lab)?;
-    totals.event(report, &probe, "delete daemonset --cascade=orphan is no removal", true, || {
+    totals.event(report, probe, "delete daemonset --cascade=orphan is no removal", true, || {
         lab.kubectl(&["-n", NAMESPACE, "delete", AGENTS, "--cascade=orphan"])?;
         std::thread::sleep(Duration::from_secs(4));
         // Nor is the end of an agent that has never seen the DaemonSet.
         let (pod, node) = overlay.agents()?.pop().context("there are no agents")?;
         let before = pids(lab, &node, AGENT)?;
-        ensure!(signal_everywhere(lab, AGENT, "-KILL")? > 0, "no agent was there to be killed");
+        ensure!(signal_everywhere(lab, AGENT, "-KILL")? == lab.nodes().len(), "not all agents were killed");
         until("its agent to be started anew", PATIENCE, || {
             Ok(pids(lab, &node, AGENT)?.iter().any(|pid| !before.contains(pid)))
         })?;
@@ -47,31 +43,31 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
         Ok(())
     })?;
     enforcing::check_unchanged(lab, report, "orphaned", &before)?;
-    totals.event(report, &probe, "applied again, the DaemonSet adopts the agents", true, || {
+    totals.event(report, probe, "applied again, the DaemonSet adopts the agents", true, || {
         overlay.apply()?;
         overlay.wait_rolled_out()?;
         enforcing::wait(lab)
     })?;
 
-    totals.event(report, &probe, "the DaemonSet alone is deleted", false, || {
+    totals.event(report, probe, "the DaemonSet alone is deleted", false, || {
         lab.kubectl(&["-n", NAMESPACE, "delete", AGENTS])?;
         enforcing::wait_gone(lab)
     })?;
-    enforcing::check_off(report, &probe)?;
-    totals.event(report, &probe, "and applied again", false, || enforcing::enable(&overlay))?;
+    enforcing::check_off(report, probe)?;
+    totals.event(report, probe, "and applied again", false, || enforcing::enable(overlay))?;
 
-    totals.event(report, &probe, "the Deployment is deleted first, then all of it", false, || {
+    totals.event(report, probe, "the Deployment is deleted first, then all of it", false, || {
         lab.kubectl(&["-n", NAMESPACE, "delete", DEPLOYMENT])?;
         std::thread::sleep(Duration::from_secs(2));
         let (states, policies) = overlay.disable()?;
         left += states + policies;
         Ok(())
     })?;
-    enforcing::check_off(report, &probe)?;
+    enforcing::check_off(report, probe)?;
 
-    enforcing::enable(&overlay)?;
-    left += cut_off_meanwhile(&overlay, report, &probe, &mut totals)?;
-    enforcing::check_off(report, &probe)?;
+    enforcing::enable(overlay)?;
+    left += cut_off_meanwhile(overlay, report, probe, &mut totals)?;
+    enforcing::check_off(report, probe)?;
     totals.tell(report);
     report.expect("left", (left) as u64, 0);
     Ok(())

@@ -35,16 +35,12 @@ pub fn insists(lab: &Lab, nodes: &[Node]) -> Result<bool> {
     if Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "enforcing") {
         return Ok(false);
     }
-    let kernels = xfrm::dump(lab)?;
-    for node in nodes {
+    let (kernels, say) = (xfrm::dump(lab)?, manager::statuses(lab, "enforcement")?);
+    Ok(nodes.iter().all(|node| {
         // Out and in.
         let blocks = kernels.get(&node.name).map_or(0, xfrm::Kernel::blocks);
-        let says = manager::status(lab, &node.name, "enforcement")?;
-        if blocks < 2 || says.is_none_or(|says| says != "enforcing") {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+        blocks >= 2 && say.get(&node.name).is_some_and(|says| says == "enforcing")
+    }))
 }
 
 /// Applies, and waits until everything is up and insists.

@@ -82,6 +82,17 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
             report.check(took <= *back, format!("{what}: reached again after {took:?}, at most {back:?}"));
             report
                 .check(watched.probes.sent > 0 && watched.wire.esp > 0, format!("{what}: there was traffic"));
+            let bystanders =
+                watched.probes.directions.iter().filter(|it| ![&it.from, &it.to].contains(&&flushed.name));
+            let lost: u32 = bystanders.map(|it| it.lost).sum();
+            if watched.probes.invalid.is_empty() {
+                report.check(lost == 0, format!("{what}: {lost} lost between the others"));
+            } else {
+                report.proves_nothing(format!(
+                    "{what}: the measurement proves nothing: {:?}",
+                    watched.probes.invalid
+                ));
+            }
             let clear = watched.captured.in_the_clear();
             report.check(watched.wire.ipip == 0, format!("{what}: packets in the clear {clear:?}"));
             back_ms.push(took.as_millis());

@@ -12,7 +12,7 @@ use super::enforcing::{self, Totals};
 use super::overlay::{PATIENCE, manifest};
 use super::probe::Probe;
 use super::{reachable, wire};
-use crate::lab::Lab;
+use crate::lab::{Lab, STARTUP_TAINT};
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 use crate::state::Node;
@@ -25,13 +25,11 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Installed(run),
 };
 
-/// The start-up taint.
-pub const TAINT: &str = "secureoverlay.io/starting";
-const STARTUP_TAINT: &str = "startup-taint.yaml";
+const LIFTING: &str = "startup-taint.yaml";
 
 fn tainted(lab: &Lab, node: &Node) -> Result<bool> {
     let taints = lab.kubectl(&["get", "node", &node.name, "-o", "jsonpath={.spec.taints[*].key}"])?;
-    Ok(taints.split(' ').any(|key| key == TAINT))
+    Ok(taints.split(' ').any(|key| key == STARTUP_TAINT))
 }
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
@@ -39,9 +37,9 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let (moving, others) = enforcing::one_and_others(lab)?;
     let bystanders = probe.without(&moving.name)?;
     let mut totals = Totals::default();
-    lab.apply_file(&manifest(STARTUP_TAINT))?;
+    lab.apply_file(&manifest(LIFTING))?;
     // Now: the manager may be on the node that goes, and comes back with it.
-    overlay.configure_manager(&[&format!("SECUREOVERLAY_STARTUP_TAINT={TAINT}")])?;
+    overlay.configure_manager(&[&format!("SECUREOVERLAY_STARTUP_TAINT={STARTUP_TAINT}")])?;
 
     totals.event(report, &bystanders, "a node is gone, and its Node deleted", true, || {
         lab.power_off(&moving.name)?;
@@ -49,7 +47,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
-    lab.register_with_taints(&moving.name, &format!("{TAINT}=:NoSchedule"))?;
+    lab.register_with_taints(&moving.name, &format!("{STARTUP_TAINT}=:NoSchedule"))?;
     let (mut tainted_first, mut insists_then) = (false, false);
     totals.event(report, &bystanders, "another joins with its name and address, tainted", true, || {
         lab.power_on(&moving.name)?;
@@ -65,7 +63,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     report.check(insists_then, "the taint goes when its node insists, not before");
     lab.register_with_taints(&moving.name, "")?;
     overlay.configure_manager(&["SECUREOVERLAY_STARTUP_TAINT-"])?;
-    lab.kubectl(&["delete", "-f", &manifest(STARTUP_TAINT).display().to_string()])?;
+    lab.kubectl(&["delete", "-f", &manifest(LIFTING).display().to_string()])?;
     let all = Probe::deploy(lab)?;
     let bystanders = all.without(&moving.name)?;
     totals.event(report, &all, "all directions, with the new node", true, || {

@@ -1,5 +1,6 @@
 //! Agents and manager at their most talkative, led through errors: no key is in anything that they give away.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -203,10 +204,13 @@ fn bytes(lab: &Lab, node: &str, command: &str) -> Result<Vec<u8>> {
 fn finds_what_is_planted(needles: &Needles, text: &[u8]) -> bool {
     let half = text.len() / 2;
     let mut planted = text[..half].to_vec();
+    let mut places = BTreeSet::new();
     for form in needles.texts() {
+        places.insert(planted.len());
         planted.extend_from_slice(form);
         planted.push(b'\n');
     }
     planted.extend_from_slice(&text[half..]);
-    needles.find(&planted).len() >= needles.forms()
+    let found: BTreeSet<usize> = needles.find(&planted).into_iter().map(|(_, at)| at).collect();
+    !places.is_empty() && places.is_subset(&found)
 }

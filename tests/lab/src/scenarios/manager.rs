@@ -1,5 +1,7 @@
 //! What an operator asks of the manager, and what it tells: requests, Events, `kubectl get nodeencryptions`.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -27,10 +29,18 @@ fn run(lab: &Lab, command: &str, arguments: &[&str]) -> Result<String> {
 
 /// A field of the node's NodeEncryption status; `None` while there is no object or no such field.
 pub fn status(lab: &Lab, node: &str, field: &str) -> Result<Option<Value>> {
+    Ok(statuses(lab, field)?.remove(node))
+}
+
+/// The same of all nodes that have it, by their names.
+pub fn statuses(lab: &Lab, field: &str) -> Result<BTreeMap<String, Value>> {
     let list = lab.kubectl_json(&["get", "nodeencryptions"])?;
-    let mut items = list["items"].as_array().into_iter().flatten();
-    let found = items.find(|item| item["metadata"]["name"] == node);
-    Ok(found.map(|item| item["status"][field].clone()).filter(|value| !value.is_null()))
+    let items = list["items"].as_array().into_iter().flatten();
+    let named = items.map(|item| {
+        let name = item["metadata"]["name"].as_str().unwrap_or_default();
+        (name.to_owned(), item["status"][field].clone())
+    });
+    Ok(named.filter(|(_, value)| !value.is_null()).collect())
 }
 
 /// What `kubectl get nodeencryptions` shows.

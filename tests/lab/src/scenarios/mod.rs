@@ -16,7 +16,7 @@ mod foreign;
 mod held_back;
 mod ike;
 mod intruder;
-pub mod join_leave;
+mod join_leave;
 mod junk;
 mod leaks;
 mod limits;
@@ -24,6 +24,7 @@ pub mod manager;
 pub mod metrics;
 mod mke_manifest;
 mod mtu;
+mod mtu_policy;
 mod not_a_removal;
 pub mod overlay;
 mod partition;
@@ -50,6 +51,7 @@ pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
     encrypt::SCENARIO,
     esp_blocked::SCENARIO,
+    mtu_policy::SCENARIO,
     enable::SCENARIO,
     disable::SCENARIO,
     delete::SCENARIO,

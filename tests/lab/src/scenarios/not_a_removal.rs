@@ -5,13 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::cluster::{kubectl_with, until};
-use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
-use super::probe::Probe;
+use super::overlay::{AGENTS, NAMESPACE, Overlay, PATIENCE};
 use super::processes::{AGENT, pids};
-use super::{enforcing, metrics, wire, xfrm};
+use super::{metrics, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario};
 
 /// Something that happens to agents; at its worst moment it waits for a while.
 type Event = fn(&Overlay<'_>, Duration) -> Result<()>;
@@ -20,13 +19,11 @@ pub const SCENARIO: Scenario = Scenario {
     name: "not-a-removal",
     about: "a drain, an API server that is down or answers 403: nothing is removed",
     estimate: "3 min",
-    run: Run::Cluster(run),
+    run: Run::Installed(run),
 };
 
-fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
-    let overlay = Overlay::new(lab, Manifest::Ours);
-    let probe = Probe::deploy(lab)?;
-    enforcing::enable(&overlay)?;
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
+    let lab = overlay.lab;
     let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 4 });
     let events: [(&str, Event); 3] = [
         ("a drain stops an agent and the manager", drain),
@@ -37,7 +34,7 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     for (what, event) in events {
         note(what);
         let before = xfrm::dump(lab)?;
-        let watched = wire::watch(&probe, what, || event(&overlay, calm))?;
+        let watched = wire::watch(probe, what, || event(overlay, calm))?;
         let changes = xfrm::changes(&before, &xfrm::dump(lab)?);
         report.check(changes.is_empty(), format!("{what}: no kernel changed {changes:?}"));
         watched.check_delivered(report);
@@ -51,10 +48,10 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("lost", lost);
     report.figure("ipip", ipip);
     report.figure("kernel_changes", changed);
-    // What stays in the kernels is not judged here: an agent whose watch these events have cut, and whose rights end before
-    // it is back, leaves its kernel encrypting, as it should while it can't tell.
-    overlay.delete()?;
-    overlay.wait_ended()
+    // Watches that these events have cut come back by and by. Who is removed before that, and has no rights then, leaves its
+    // kernel encrypting, as it should while it can't tell: not what the next scenario is about.
+    lab.kubectl(&["-n", NAMESPACE, "rollout", "restart", AGENTS])?;
+    overlay.wait_rolled_out()
 }
 
 /// The manager's node is drained; the agent there is evicted too, as drains that do not spare DaemonSets do.

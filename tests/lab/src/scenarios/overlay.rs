@@ -153,6 +153,7 @@ impl<'a> Overlay<'a> {
             (states, policies) == (0, 0),
             format!("after delete {states} states and {policies} policies left"),
         );
+        report.figure("left", states + policies);
         Ok(())
     }
 

@@ -28,6 +28,8 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
         let overlay = Overlay::new(lab, manifest);
         overlay.enable()?;
         rotate_timed::wait_steady(lab)?;
+        let uids = || Ok::<_, anyhow::Error>(Ring::read(lab)?.map(|ring| ring.uids()));
+        let before = uids()?;
         for upgraded in [false, true] {
             let what = format!("{name} applied again, {}", if upgraded { "upgraded" } else { "unchanged" });
             note(&what);
@@ -42,12 +44,16 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
             })?;
             watched.check_delivered(report);
             watched.check_encrypted(report);
+            // MKE's empties the Secret, and a manager that is replaced at that moment can't know what was in it.
+            if manifest == Manifest::Ours || !upgraded {
+                report.check(uids()? == before, format!("{what}: the keys are the same"));
+            }
             sent += watched.probes.sent;
             lost += watched.probes.lost;
             ipip += watched.wire.ipip;
             esp += watched.wire.esp;
         }
-        overlay.disable()?;
+        overlay.disable_and_check(report)?;
     }
     report.figure("sent", sent);
     report.figure("lost", lost);

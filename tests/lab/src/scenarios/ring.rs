@@ -1,8 +1,11 @@
 //! The key ring in the Secret, as far as scenarios look at it, and ways to spoil it.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cluster::kubectl_with;
@@ -38,6 +41,18 @@ impl Ring {
     /// Exactly one generation, and it is active: no rotation is going on.
     pub fn is_steady(&self) -> bool {
         self.generations().count() == 1 && self.generation("active").is_some()
+    }
+
+    /// For how long the generation in use was only received with before that.
+    pub fn staged_for(&self) -> Option<Duration> {
+        let active = self.generations().find(|generation| generation["role"] == "active")?;
+        let time = |field: &str| active[field].as_str()?.parse::<Timestamp>().ok();
+        Duration::try_from(time("roleSince")?.duration_since(time("createdAt")?)).ok()
+    }
+
+    /// How many nodes peers don't encrypt to yet.
+    pub fn pending(&self) -> usize {
+        self.0["pending"].as_array().map_or(0, Vec::len)
     }
 
     /// How far nodes insist: `off`, `permissive` or `enforcing`.

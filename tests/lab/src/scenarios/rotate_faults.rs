@@ -46,6 +46,7 @@ const FAULTS: [(&str, Fault); 5] = [
     }),
     ("the API server is away", |lab, away| {
         manager::rotate(lab, &[])?;
+        wait_for_role(lab, "retiring")?;
         lab.stop_api()?;
         thread::sleep(away);
         lab.start_api()
@@ -65,7 +66,7 @@ const FAULTS: [(&str, Fault); 5] = [
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    let away = Duration::from_secs(if profile == Profile::Full { 60 } else { 12 });
+    let away = Duration::from_secs(if profile == Profile::Full { 60 } else { 6 });
     let (mut rotations, mut sent, mut lost, mut duplicated) = (0, 0, 0, 0);
     for (what, fault) in FAULTS {
         note(what);
@@ -96,8 +97,14 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
 }
 
 fn kill(lab: &Lab, program: &str) -> Result<()> {
+    let wanted = if program == AGENT { lab.nodes().len() } else { 1 };
+    until(&format!("{wanted} {program} to kill"), PATIENCE, || {
+        let there: Vec<_> =
+            lab.nodes().iter().map(|node| pids(lab, &node.name, program)).collect::<Result<_>>()?;
+        Ok(there.concat().len() == wanted)
+    })?;
     let killed = signal_everywhere(lab, program, "-KILL")?;
-    ensure!(killed > 0, "no {program} was there to be killed");
+    ensure!(killed == wanted, "{killed} of {wanted} {program} were killed");
     Ok(())
 }
 

@@ -35,6 +35,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
             overlay.apply()?;
             overlay.wait_rolled_out()
         })?;
+        enforcing::check_unchanged(lab, report, "back", &before)?;
     }
     totals.tell(report);
     Ok(())

@@ -1,17 +1,8 @@
-//! The manager, turn by turn, against an API server that misbehaves on demand.
-
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
-mod fake;
+//! Rotations by time, and what goes wrong with the Secret and its API server.
 
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
-use fake::{
-    Fake,
-    bench::{Bench, DELAY, INTERVAL, options},
-    status,
-};
 use jiff::{Timestamp, tz::TimeZone};
 use rand::rngs::SysError;
 use secureoverlay_common::{
@@ -25,6 +16,12 @@ use secureoverlay_manager::{
     turn::{Options, Outcome, TurnError},
 };
 use serde_json::{Value, json};
+
+use crate::fake::{
+    Fake,
+    bench::{Bench, DELAY, INTERVAL, options},
+    status,
+};
 
 const ONE: &str = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b01";
 const TWO: &str = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b02";

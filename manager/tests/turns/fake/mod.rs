@@ -1,8 +1,7 @@
 //! An API server that holds one Secret, one DaemonSet, Nodes and NodeEncryptions, and remembers what it was asked.
 
-#![allow(dead_code, reason = "each test program uses its own part of it")]
-
 pub mod bench;
+pub mod cluster;
 
 use std::{
     collections::BTreeMap,
