@@ -165,17 +165,20 @@ pub struct Caught {
     pub violation: Option<Violation>,
 }
 
-/// Looks for the first seed with which a variant shows itself, and which holds without it.
+/// Looks for a seed with which a variant shows itself, and which holds without it: the one that did last, then from the
+/// `first` on.
 #[must_use]
 pub fn catch(variant: Variant, first: u64, worlds: u64) -> Caught {
-    for number in 0..worlds {
-        let scenario = Scenario::provoking(first + number, variant);
+    let mut tried = 0;
+    for seed in variant.caught_by().into_iter().chain(first..first.saturating_add(worlds)) {
+        tried += 1;
+        let scenario = Scenario::provoking(seed, variant);
         let wrong = run(&scenario, Some(variant), false).violation;
         if wrong.is_some() && run(&scenario, None, false).violation.is_none() {
-            return Caught { worlds: number + 1, violation: wrong };
+            return Caught { worlds: tried, violation: wrong };
         }
     }
-    Caught { worlds, violation: None }
+    Caught { worlds: tried, violation: None }
 }
 
 /// Sums of many worlds.

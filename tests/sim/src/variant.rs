@@ -91,6 +91,15 @@ impl Variant {
         }
     }
 
+    /// A seed that is known to show it, of those that few do.
+    #[must_use]
+    pub const fn caught_by(self) -> Option<u64> {
+        match self {
+            Self::CountFormerBoots => Some(53),
+            _ => None,
+        }
+    }
+
     /// What this agent takes the ring for.
     pub fn misread(self, ring: &Ring) -> Option<Ring> {
         if self != Self::OutboundFirst || ring.active().is_none() || ring.with_role(Role::Staged).is_none() {
