@@ -178,10 +178,9 @@ pub fn named(names: &[String]) -> Result<Vec<&'static Scenario>> {
     Ok(found)
 }
 
-/// Runs every scenario, whatever became of the one before, and tells at the end which of them failed, and why; says whether
-/// all held.
-pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> bool {
-    let mut failed: Vec<(&str, Report)> = Vec::new();
+/// Runs every scenario, whatever became of the one before; returns those that failed.
+pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> Vec<(&'static str, Report)> {
+    let mut failed = Vec::new();
     let mut at_work = false;
     for (at, scenario) in chosen.iter().enumerate() {
         let next_shares = chosen.get(at + 1).is_some_and(|next| next.shares());
@@ -197,13 +196,18 @@ pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> boo
             failed.push((scenario.name, report));
         }
     }
-    for (name, report) in &failed {
+    failed
+}
+
+/// Tells which of so many scenarios failed, and why; says whether all held.
+pub fn conclude(count: usize, failed: &[(&str, Report)]) -> bool {
+    for (name, report) in failed {
         for what in report.failed() {
             note(format!("FAILED: {name}: {what}"));
         }
     }
     // In the words that any CI understands.
-    eprintln!("{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    eprintln!("{} passed, {} failed", count - failed.len(), failed.len());
     failed.is_empty()
 }
 
