@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Acknowledged, Acknowledgement, Expected, Sight};
+use super::{Acknowledged, Expected, Sight};
 use crate::{
     ring::{Enforcement, Role},
     uid::Uid,
@@ -45,54 +45,29 @@ impl Acknowledged {
         };
         let turns = Duration::from_secs(expected.len() as u64 / 100);
         let late = active.is_some() || self.since.waited(generation, now) >= PENDING_AFTER + turns;
+        let first = active.is_none();
+        // Its kernel turns plaintext away, whatever has become of its agent: it is not to be spoken to in the clear.
+        let insists =
+            |node: &Expected<'_>| first && node.says(|said| said.enforcement == Enforcement::Enforcing);
         let (received, lacking): (Vec<_>, Vec<_>) =
             expected.iter().partition(|node| node.says(|said| said.receives.contains_key(&generation.uid)));
-        // Its kernel turns plaintext away, whatever has become of its agent: it is not to be spoken to in the clear.
-        let insists = |node: &Expected<'_>| {
-            active.is_none() && node.says(|said| said.enforcement == Enforcement::Enforcing)
-        };
-        let missed = |node: &Expected<'_>| {
-            let heard = node.node.uid.and_then(|uid| self.heard.get(&uid));
-            let heard = heard.filter(|heard| heard.receives.contains(&generation.uid));
-            let missing = heard.and_then(|heard| heard.missing);
-            missing.is_some_and(|since| now.saturating_duration_since(since) < MISSED + turns)
-        };
-        let silent = lacking
-            .into_iter()
-            .filter(|node| node.pending || (late && !missed(node)))
-            .filter(|node| !insists(node));
-        // An agent that was started anew has to find out again whom ESP reaches.
-        let untried = received
-            .iter()
-            .filter(|node| node.pending && sight.probing && node.says(|said| said.unreachable.is_none()));
-        let names: BTreeMap<Uid, &str> =
-            received.iter().filter_map(|node| Some((node.node.uid?, node.node.name.as_str()))).collect();
-        let pairs = pairs(&received, &names);
+        let silent = lacking.into_iter().filter(|node| {
+            let gone = late && !self.misses(node, generation.uid, MISSED + turns, now);
+            (node.pending || gone) && !insists(node)
+        });
+        let (unfit, fit): (Vec<_>, Vec<_>) = received.into_iter().partition(|node| {
+            (is_cramped(node, first) || (sight.probing && is_trying(node))) && !insists(node)
+        });
+        let pairs = pairs(&fit);
         // Where ESP has passed once, a missing answer tells of an agent that is away: that is no reason to go back to
         // plaintext.
-        let doubtful: BTreeSet<&str> = received
-            .iter()
-            .filter(|node| active.is_none() || node.pending)
-            .map(|node| node.node.name.as_str())
-            .collect();
-        // Likewise: a tunnel that was made larger meanwhile is said, and no more.
-        let cramped = received.iter().copied().filter(|node| {
-            let begins = |said: &Acknowledgement| active.is_none() && said.silent;
-            node.says(|said| said.oversized && (node.pending || begins(said))) && !insists(node)
-        });
-        let cramped: Vec<&Expected<'_>> = cramped.collect();
-        let alone: BTreeSet<&str> =
-            untried.clone().copied().chain(cramped.iter().copied()).map(|it| it.node.name.as_str()).collect();
-        let others = pairs.iter().filter(|(one, other)| !alone.contains(one) && !alone.contains(other));
-        let cut_off = cut_off(&others.copied().collect(), &doubtful);
+        let doubtful = fit.iter().filter(|node| first || node.pending);
+        let cut_off = cut_off(&pairs, &doubtful.map(|node| node.node.name.as_str()).collect());
+        let cramped = unfit.iter().find(|node| is_cramped(node, first)).map(|node| &node.node.name);
         let apart =
-            received.iter().filter(|node| cut_off.contains(node.node.name.as_str()) && !insists(node));
-        let nodes: BTreeSet<Uid> = silent
-            .chain(untried.copied())
-            .chain(cramped.iter().copied())
-            .chain(apart.copied())
-            .filter_map(|node| node.node.uid)
-            .collect();
+            fit.iter().copied().filter(|node| cut_off.contains(node.node.name.as_str()) && !insists(node));
+        let nodes: BTreeSet<Uid> =
+            silent.chain(unfit.iter().copied()).chain(apart).filter_map(|node| node.node.uid).collect();
         let fewer = nodes.is_subset(&ring.pending);
         Pending {
             nodes: if fewer && self.pended_for(now) < PAUSE.max(turns) {
@@ -104,10 +79,21 @@ impl Acknowledged {
                 .first()
                 .map(|(one, other)| format!("ESP does not pass between {one} and {other}"))
                 .or_else(|| {
-                    let name = &cramped.first()?.node.name;
-                    Some(format!("the tunnel's MTU of {name} leaves no room for ESP: see its NodeEncryption"))
+                    Some(format!(
+                        "the tunnel's MTU of {} leaves no room for ESP: see its NodeEncryption",
+                        cramped?
+                    ))
                 }),
         }
+    }
+
+    /// The word of a node is gone, not for longer than `grace`, that has said in this boot that it receives with
+    /// `generation`.
+    fn misses(&self, node: &Expected<'_>, generation: Uid, grace: Duration, now: Instant) -> bool {
+        let heard = node.node.uid.and_then(|uid| self.heard.get(&uid));
+        let since =
+            heard.filter(|heard| heard.receives.contains(&generation)).and_then(|heard| heard.missing);
+        since.is_some_and(|since| now.saturating_duration_since(since) < grace)
     }
 
     /// For how long the ring has named the pending nodes that it names.
@@ -117,8 +103,20 @@ impl Acknowledged {
     }
 }
 
-/// Pairs of nodes, by name and the lower one first, of which one says that ESP does not reach the other.
-fn pairs<'e>(nodes: &[&'e Expected<'_>], names: &BTreeMap<Uid, &'e str>) -> BTreeSet<(&'e str, &'e str)> {
+/// An agent that was started anew has to find out again whom ESP reaches.
+fn is_trying(node: &Expected<'_>) -> bool {
+    node.pending && node.says(|said| said.unreachable.is_none())
+}
+
+/// There is no room in its tunnel, and it sends nothing yet: what had room when it began is told of, and goes on.
+fn is_cramped(node: &Expected<'_>, first: bool) -> bool {
+    node.says(|said| said.oversized && (node.pending || (first && said.silent)))
+}
+
+/// Pairs of these nodes, by name and the lower one first, of which one says that ESP does not reach the other.
+fn pairs<'e>(nodes: &[&'e Expected<'_>]) -> BTreeSet<(&'e str, &'e str)> {
+    let names: BTreeMap<Uid, &str> =
+        nodes.iter().filter_map(|node| Some((node.node.uid?, node.node.name.as_str()))).collect();
     let unreachable = nodes.iter().flat_map(|node| {
         let peers = node.said.iter().flat_map(|said| said.unreachable.iter().flatten());
         peers.map(|peer| (node.node.name.as_str(), peer))
