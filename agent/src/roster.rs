@@ -379,6 +379,24 @@ mod tests {
         roster
     }
 
+    #[test]
+    fn a_heartbeat_changes_nothing() {
+        let now = Instant::now();
+        let mut roster = roster(3, now);
+        assert!(!roster.apply(node(2, 102), now));
+        assert!(!roster.apply(NodeFacts { ready: false, ..node(2, 102) }, now));
+        assert!(roster.apply(NodeFacts { excluded: true, ..node(2, 102) }, now));
+        assert!(roster.apply(node(2, 103), now));
+        assert!(
+            roster.apply(NodeFacts { uid: None, ..node(2, 103) }, now),
+            "it can't be told apart any more"
+        );
+        assert!(roster.apply(node(2, 103), now));
+        roster.delete("node-2", now);
+        assert!(roster.apply(node(2, 103), now), "it is back");
+        assert!(!roster.apply(node(2, 103), now));
+    }
+
     fn boots(view: &View) -> Vec<(u8, Uid)> {
         let last = |addr: &IpAddr| match addr {
             IpAddr::V4(v4) => v4.octets()[3],

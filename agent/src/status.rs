@@ -293,6 +293,9 @@ mod tests {
         assert_eq!(wanted(&Seen { applied: Some(&pending), ..seen }).status.message, PENDING);
         let off = Target { stage: Stage::Silent, ..target.clone() };
         assert_eq!(wanted(&Seen { applied: Some(&off), ..seen }).status.enforcement, "off");
+        // Its kernel goes on insisting beside a ring begun anew.
+        let insists = Acknowledgement { enforcement: Enforcement::Enforcing, ..said.clone() };
+        assert_eq!(wanted(&Seen { said: &insists, ..seen }).status.enforcement, "enforcing");
     }
 
     #[test]

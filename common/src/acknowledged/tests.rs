@@ -240,6 +240,10 @@ fn where_many_nodes_need_new_keys_a_rotation_gives_them() {
     case.nodes.pop();
     let facts = case.observe();
     assert_eq!((facts.rekey.len(), facts.requested), (REKEYED, None));
+    // One after the other they would fill the ring as well.
+    case.ring.generations[0].incarnations.insert(uid(150), 1);
+    let facts = case.observe();
+    assert!(facts.rekey.is_empty() && facts.requested.unwrap().contains("after 1 that have new ones"));
 }
 
 #[test]
