@@ -368,6 +368,12 @@ impl Agent {
         }
     }
 
+    /// The MTUs of this node, as they were read last.
+    #[must_use]
+    pub const fn mtu(&self) -> &mtu::Facts {
+        &self.mtu
+    }
+
     /// Whom to probe now.
     #[must_use]
     pub const fn probes(&self) -> Option<&Probes> {

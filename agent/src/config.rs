@@ -80,9 +80,9 @@ pub struct Node {
     /// 0 switches probing off
     #[arg(long, env = "SECUREOVERLAY_PROBE_PORT", default_value_t = 9468, value_name = "PORT")]
     pub probe_port: u16,
-    /// What to do where the tunnel's MTU leaves no room for ESP, so that large packets would be lost. A node that has begun
-    /// to encrypt never stops because of it, and where the manager can't read what nodes say (MKE's manifest) it is only
-    /// told
+    /// What to do where the tunnel's MTU leaves no room for ESP, so that large packets would be lost. A node that encrypts
+    /// already goes on until it boots, and where every node insists, or the manager can't read what nodes say (MKE's
+    /// manifest), it is only told
     #[arg(
         long,
         env = "SECUREOVERLAY_MTU_POLICY",

@@ -11,7 +11,7 @@ use crate::{
     ages,
     held::Problem,
     metrics::Metrics,
-    mtu::{self, Finding},
+    mtu::Finding,
     plan::Stage,
     reach::Reach,
     status::{Seen, Wanted, wanted},
@@ -36,7 +36,6 @@ pub struct Reporter {
     peers: Option<(usize, usize)>,
     stage: Stage,
     removed: bool,
-    facts: mtu::Facts,
     mtu: Option<Finding>,
     mtu_failure: Option<String>,
     reach: Reach,
@@ -67,7 +66,6 @@ impl Reporter {
             peers: None,
             stage: Stage::Normal,
             removed: false,
-            facts: mtu::Facts::default(),
             mtu: None,
             mtu_failure: None,
             reach: Reach::default(),
@@ -138,7 +136,7 @@ impl Reporter {
         self.metrics.ring(ring.map(Arc::as_ref), problem.is_none() && ring.is_some(), Timestamp::now());
         self.known = ring.cloned();
         self.ring_problem = problem;
-        self.say_mtu();
+        self.say_mtu(agent);
     }
 
     /// Says that an attempt begins, where it is a step on the way down.
@@ -226,25 +224,20 @@ impl Reporter {
         changes(&mut self.obstacles, said.obstacles.clone(), came, went);
     }
 
-    /// Takes the MTUs of this node.
-    pub fn mtu(&mut self, facts: Result<mtu::Facts, String>) {
-        match facts {
-            Ok(facts) => {
-                self.mtu_failure = None;
-                self.facts = facts;
-                self.say_mtu();
+    /// Tells of the MTUs of this node, or why they could not be read.
+    pub fn mtu(&mut self, agent: &Agent, failure: Option<String>) {
+        match &failure {
+            None => self.say_mtu(agent),
+            Some(error) if self.mtu_failure.as_ref() != Some(error) => {
+                tracing::warn!(error, "cannot read the MTUs of this node");
             }
-            Err(error) => {
-                if self.mtu_failure.as_ref() != Some(&error) {
-                    tracing::warn!(error, "cannot read the MTUs of this node");
-                }
-                self.mtu_failure = Some(error);
-            }
+            Some(_) => {}
         }
+        self.mtu_failure = failure;
     }
 
-    fn say_mtu(&mut self) {
-        let finding = self.known.as_ref().and_then(|ring| Finding::new(&self.facts, ring));
+    fn say_mtu(&mut self, agent: &Agent) {
+        let finding = self.known.as_ref().and_then(|ring| Finding::new(agent.mtu(), ring));
         if finding == self.mtu {
             return;
         }

@@ -344,10 +344,8 @@ impl Shell {
     fn hear(&mut self, news: News) {
         match news {
             News::Mtu(facts) => {
-                if let Ok(facts) = &facts {
-                    self.take(Event::Mtu(facts.clone()));
-                }
-                self.reporter.mtu(facts);
+                let failure = facts.map(|facts| self.take(Event::Mtu(facts))).err();
+                self.reporter.mtu(&self.agent, failure);
             }
             News::Surroundings(surroundings) => {
                 self.take(Event::Surroundings(surroundings.obstacles()));

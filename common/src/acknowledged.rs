@@ -237,10 +237,9 @@ impl Acknowledged {
         let named = active.filter(|_| steady).map_or(0, |active| active.incarnations.len());
         let many =
             (named + rekey.len() > if steady { REKEYED } else { midway } && !rekey.is_empty()).then(|| {
-                let count = rekey.len();
-                format!(
-                    "{count} nodes lost SAs whose keys can't be used again, after {named} that have new ones"
-                )
+                let before =
+                    if named > 0 { format!(", after {named} that have new ones") } else { String::new() };
+                format!("{} nodes lost SAs whose keys can't be used again{before}", rekey.len())
             });
         let newest = said.values().filter(|said| installed(said, ring)).map(|said| said.newest);
         Facts {

@@ -69,7 +69,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     left += cut_off_meanwhile(overlay, report, probe, &mut totals)?;
     enforcing::check_off(report, probe)?;
     totals.tell(report);
-    report.expect("left", (left) as u64, 0);
+    report.expect("left", left as u64, 0);
     Ok(())
 }
 

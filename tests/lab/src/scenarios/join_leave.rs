@@ -25,7 +25,7 @@ pub const SCENARIO: Scenario = Scenario {
     run: Run::Installed(run),
 };
 
-const LIFTING: &str = "startup-taint.yaml";
+const TAINT_MANIFEST: &str = "startup-taint.yaml";
 
 fn tainted(lab: &Lab, node: &Node) -> Result<bool> {
     let taints = lab.kubectl(&["get", "node", &node.name, "-o", "jsonpath={.spec.taints[*].key}"])?;
@@ -37,7 +37,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let (moving, others) = enforcing::one_and_others(lab)?;
     let bystanders = probe.without(&moving.name)?;
     let mut totals = Totals::default();
-    lab.apply_file(&manifest(LIFTING))?;
+    lab.apply_file(&manifest(TAINT_MANIFEST))?;
     // Now: the manager may be on the node that goes, and comes back with it.
     overlay.configure_manager(&[&format!("SECUREOVERLAY_STARTUP_TAINT={STARTUP_TAINT}")])?;
 
@@ -63,7 +63,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     report.check(insists_then, "the taint goes when its node insists, not before");
     lab.register_with_taints(&moving.name, "")?;
     overlay.configure_manager(&["SECUREOVERLAY_STARTUP_TAINT-"])?;
-    lab.kubectl(&["delete", "-f", &manifest(LIFTING).display().to_string()])?;
+    lab.kubectl(&["delete", "-f", &manifest(TAINT_MANIFEST).display().to_string()])?;
     let all = Probe::deploy(lab)?;
     let bystanders = all.without(&moving.name)?;
     totals.event(report, &all, "all directions, with the new node", true, || {
