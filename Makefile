@@ -30,6 +30,7 @@ help: ## Show the targets.
 
 .PHONY: demo
 demo: ## The main job on a real cluster, told step by step.
+	$(CARGO) build --package secureoverlay-lab
 	$(LAB) demo
 
 .PHONY: test

@@ -6,9 +6,10 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
+use crate::cache::kubernetes::Kubernetes;
 use crate::capture::Capture;
 use crate::demo;
 use crate::guest::{self, GuestArgs};
@@ -18,6 +19,7 @@ use crate::kernel_command::{self, KernelArgs};
 use crate::lab::Lab;
 use crate::largest;
 use crate::lifecycle;
+use crate::product;
 use crate::progress::note;
 use crate::scenario::{self, Profile};
 use crate::scenarios;
@@ -41,6 +43,9 @@ enum Cmd {
         /// Number of nodes; 0 is a bare API server, for tests that need no more.
         #[arg(long, default_value_t = NODES, value_parser = clap::value_parser!(u8).range(0..=8))]
         nodes: u8,
+        /// Version of Kubernetes.
+        #[arg(long, default_value = "1.37")]
+        kubernetes: Kubernetes,
     },
     /// Remove the cluster and everything that belongs to it, also after a crash.
     Down,
@@ -92,6 +97,9 @@ enum Cmd {
         /// Keep a lab that was made for this.
         #[arg(long)]
         keep: bool,
+        /// Version of Kubernetes; otherwise that of the lab that runs, or today's.
+        #[arg(long)]
+        kubernetes: Option<Kubernetes>,
     },
     /// Name the scenarios.
     List,
@@ -134,10 +142,10 @@ fn dispatch(cli: Cli) -> Result<i32> {
         host::must_be_root()?;
     }
     match cli.command {
-        Cmd::Up { nodes } => {
+        Cmd::Up { nodes, kubernetes } => {
             let lock = Lock::take()?;
             interrupt::remove_lab_on_interrupt(true)?;
-            let lab = Lab::up(&lock, nodes)?;
+            let lab = Lab::up(&lock, nodes, kubernetes)?;
             eprintln!("{}", lab.status());
         }
         Cmd::Down => {
@@ -167,7 +175,7 @@ fn dispatch(cli: Cli) -> Result<i32> {
             println!("{}", serde_json::to_string(&captured.counts()).context("encoding the counts")?);
             note(captured.path.display().to_string());
         }
-        Cmd::Run { scenarios, full, keep } => {
+        Cmd::Run { scenarios, full, keep, kubernetes } => {
             let chosen = scenario::named(&scenarios)?;
             let profile = if full { Profile::Full } else { Profile::Short };
             let count = chosen.len();
@@ -176,7 +184,7 @@ fn dispatch(cli: Cli) -> Result<i32> {
                 chosen.into_iter().partition(|scenario| scenario.needs_cluster());
             let mut failed = Vec::new();
             if !clusters.is_empty() {
-                with_lab(keep, |lab| {
+                with_lab(keep, kubernetes, |lab| {
                     failed = scenario::run_all(Some(lab), &clusters, profile);
                     Ok(0)
                 })?;
@@ -184,7 +192,7 @@ fn dispatch(cli: Cli) -> Result<i32> {
             failed.extend(scenario::run_all(None, &guests, profile));
             return Ok(i32::from(!scenario::conclude(count, &failed)));
         }
-        Cmd::Demo { keep } => return with_lab(keep, |lab| Ok(i32::from(!demo::run(lab)?))),
+        Cmd::Demo { keep } => return with_lab(keep, None, |lab| Ok(i32::from(!demo::run(lab)?))),
         Cmd::List => {
             for scenario in scenarios::ALL {
                 println!("{:16} {}", scenario.name, scenario.about);
@@ -197,16 +205,36 @@ fn dispatch(cli: Cli) -> Result<i32> {
     Ok(0)
 }
 
-/// Does something with the lab that runs and the images of now, or with a lab made for it.
-fn with_lab(keep: bool, action: impl FnOnce(&Lab) -> Result<i32>) -> Result<i32> {
+/// Does something with the lab that runs and the images of now, or with a lab made for it. The images are built while
+/// the lab comes up, which takes minutes the first time.
+fn with_lab(
+    keep: bool,
+    kubernetes: Option<Kubernetes>,
+    action: impl FnOnce(&Lab) -> Result<i32>,
+) -> Result<i32> {
     let lock = Lock::take()?;
     let (lab, ours) = match Lab::attach()? {
-        Some(lab) => (lab, false),
+        Some(lab) => {
+            let version = lab.release().version;
+            ensure!(
+                kubernetes.is_none_or(|wanted| wanted.release().version == version),
+                "the lab on this machine is of Kubernetes {version}; `cargo lab down` removes it"
+            );
+            (lab, false)
+        }
         None => {
             interrupt::remove_lab_on_interrupt(!keep)?;
-            (Lab::up(&lock, NODES)?, true)
+            let up = thread::scope(|scope| {
+                let programs =
+                    scope.spawn(|| product::programs().inspect_err(|error| note(format!("{error:#}"))));
+                let up = Lab::up(&lock, NODES, kubernetes.unwrap_or_default());
+                drop(programs.join());
+                up
+            });
+            (up?, true)
         }
     };
+    // An image that cannot be built says so here.
     let status = lab.load_images().and_then(|()| action(&lab));
     if ours && !keep {
         lab.down(&lock)?;

@@ -101,9 +101,9 @@ pub fn start_controller_manager(programs: &Programs, pki: &Pki) -> Result<Record
     let name = "kube-controller-manager";
     let config = Path::new(DIRECTORY).join("controller-manager.kubeconfig");
     pki.kubeconfig(&config, "system:kube-controller-manager", None)?;
-    start(
+    start_controller(
+        programs,
         name,
-        &programs.kubernetes.join(name),
         &[
             format!("--kubeconfig={}", config.display()),
             "--leader-elect=false".into(),
@@ -113,7 +113,6 @@ pub fn start_controller_manager(programs: &Programs, pki: &Pki) -> Result<Record
             // A node that says nothing is not ready after 25 s instead of 40; its kubelet says something every 10 s.
             "--node-monitor-period=2s".into(),
             "--node-monitor-grace-period=25s".into(),
-            "--port=0".into(),
             format!("--cert-dir={MEMORY}/{name}"),
         ],
     )
@@ -124,14 +123,19 @@ pub fn start_scheduler(programs: &Programs, pki: &Pki) -> Result<Recorded> {
     let name = "kube-scheduler";
     let config = Path::new(DIRECTORY).join("scheduler.kubeconfig");
     pki.kubeconfig(&config, "system:kube-scheduler", None)?;
-    start(
+    start_controller(
+        programs,
         name,
-        &programs.kubernetes.join(name),
         &[
             format!("--kubeconfig={}", config.display()),
             "--leader-elect=false".into(),
-            "--port=0".into(),
             format!("--cert-dir={MEMORY}/{name}"),
         ],
     )
+}
+
+fn start_controller(programs: &Programs, name: &str, arguments: &[String]) -> Result<Recorded> {
+    let more = programs.release.controllers.iter().map(ToString::to_string);
+    let arguments: Vec<String> = arguments.iter().cloned().chain(more).collect();
+    start(name, &programs.kubernetes.join(name), &arguments)
 }

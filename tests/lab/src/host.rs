@@ -8,6 +8,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
 
 use crate::cache;
+use crate::cache::kubernetes::Release;
 use crate::cache::packages::install_missing;
 
 /// Refuses machines on which no guest can be started; installs what guests need on the host.
@@ -35,7 +36,7 @@ pub fn install_tools() -> Result<()> {
 }
 
 /// Refuses machines that are too small for a cluster of so many nodes.
-pub fn must_be_large_enough(nodes: u8) -> Result<()> {
+pub fn must_be_large_enough(nodes: u8, release: &Release) -> Result<()> {
     // Measured: a node 0.6 GiB, the control plane 0.7 GiB; and room to breathe.
     let needed_mib = 1024 + 800 * u64::from(nodes);
     let available = available_mib()?;
@@ -47,7 +48,7 @@ pub fn must_be_large_enough(nodes: u8) -> Result<()> {
     must_hold_guests(needed_mib)?;
     let free_mib = free_mib(&dir)?;
     // An almost full cache needs little; an empty one the sources and build of Kubernetes.
-    let wanted = if cache::kubernetes::is_built()? { 1024 } else { 8 * 1024 };
+    let wanted = if release.is_built()? { 1024 } else { 8 * 1024 };
     ensure!(
         free_mib >= wanted,
         "{} has {free_mib} MiB free, and the lab needs {wanted} (another place: SECUREOVERLAY_LAB_CACHE)",

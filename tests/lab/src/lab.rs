@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use crate::cache::kernel::Kernel;
-use crate::cache::kubernetes::Programs;
+use crate::cache::kubernetes::{Kubernetes, Programs, Release};
 use crate::cache::rootfs;
 use crate::control_plane::{self, API_SERVER};
 use crate::network::{self, inside};
@@ -45,7 +45,7 @@ impl Lab {
         let alive = |state: &State| state.processes.values().any(Recorded::is_running);
         match State::load()? {
             Some(state) if state.complete && network::namespace().exists() && alive(&state) => {
-                let parts = parts(!state.nodes.is_empty())?;
+                let parts = parts(state.kubernetes, !state.nodes.is_empty())?;
                 Ok(Some(Self { nodes: state.nodes.clone(), parts, state: Mutex::new(state) }))
             }
             _ => Ok(None),
@@ -78,6 +78,11 @@ impl Lab {
     /// Whether the API says that a node is Ready.
     pub fn node_is_ready(&self, node: &str) -> Result<bool> {
         Ok(is_ready(&self.kubectl_json(&["get", "node", node])?))
+    }
+
+    /// The version of Kubernetes, and what comes with it.
+    pub fn release(&self) -> &'static Release {
+        self.parts.programs.release
     }
 
     /// The nodes, in the order of their numbers.
@@ -320,13 +325,19 @@ impl Lab {
     }
 }
 
-pub(crate) fn parts(with_nodes: bool) -> Result<Parts> {
-    let programs = Programs::get(with_nodes)?;
-    if !with_nodes {
-        let nothing = Kernel { program: PathBuf::new(), modules: PathBuf::new() };
-        return Ok(Parts { kernel: nothing, root: PathBuf::new(), programs });
-    }
-    Ok(Parts { kernel: Kernel::get()?, root: rootfs::get()?, programs })
+/// What a lab is made of, from the cache. What can only be fetched is fetched while Kubernetes is compiled.
+pub(crate) fn parts(kubernetes: Kubernetes, with_nodes: bool) -> Result<Parts> {
+    let release = kubernetes.release();
+    thread::scope(|scope| {
+        let programs = scope.spawn(|| Programs::get(release, with_nodes));
+        let (kernel, root) = if with_nodes {
+            (Kernel::get()?, rootfs::get(release.node_suite)?)
+        } else {
+            (Kernel { program: PathBuf::new(), modules: PathBuf::new() }, PathBuf::new())
+        };
+        let programs = programs.join().map_err(|_| anyhow!("the thread that gets Kubernetes failed"))??;
+        Ok(Parts { kernel, root, programs })
+    })
 }
 
 pub(crate) fn images_directory() -> PathBuf {

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use secureoverlay_common::names::CALICO_ADDRESS;
 use serde_json::json;
 
+use crate::cache::kubernetes::Kubernetes;
 use crate::cache::rootfs;
 use crate::control_plane::{self, API_SERVER};
 use crate::host;
@@ -25,17 +26,19 @@ use crate::wait::wait_until;
 
 impl Lab {
     /// Makes a lab; what is left of an earlier one that did not come up, or crashed, is removed first.
-    pub fn up(_lock: &Lock, nodes: u8) -> Result<Self> {
+    pub fn up(_lock: &Lock, nodes: u8, kubernetes: Kubernetes) -> Result<Self> {
         host::must_be_able_to_run_guests()?;
-        host::must_be_large_enough(nodes)?;
+        host::must_be_large_enough(nodes, kubernetes.release())?;
         host::install_tools()?;
         ensure!(Self::attach()?.is_none(), "there is a lab already; `cargo lab down` removes it");
         remove()?;
-        let parts = lab::parts(nodes > 0)?;
-        let step = stage(format!("starting a cluster of {nodes} nodes"), "40 s");
+        let parts = lab::parts(kubernetes, nodes > 0)?;
+        let version = kubernetes.release().version;
+        let step = stage(format!("starting a cluster of {nodes} nodes, Kubernetes {version}"), "30 s");
         let state = State {
             boot_id: state::boot_id()?,
             nodes: (1..=nodes).map(Node::new).collect(),
+            kubernetes,
             tunnel_mtu: TUNNEL_MTU,
             ..State::default()
         };

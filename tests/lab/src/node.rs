@@ -24,7 +24,7 @@ use crate::uml::Uml;
 /// The scripts that the guest runs; they find what differs between nodes in `/lab/node/environment`.
 const BOOT: &str = include_str!("node/boot.sh");
 const KUBELET: &str = include_str!("node/kubelet.sh");
-const CONTAINERD: &str = include_str!("node/containerd.toml");
+const KUBELET_CONFIGURATION: &str = include_str!("node/kubelet.yaml");
 
 /// Memory of a node's guest; it is taken from the host only as it is used.
 const MEMORY: &str = "2G";
@@ -64,7 +64,12 @@ impl Node {
             Some("system:nodes"),
         )?;
         fs::copy(pki.path("ca.crt"), dir.join("ca.crt")).context("copying the authority's certificate")?;
-        for (name, text) in [("boot.sh", BOOT), ("kubelet.sh", KUBELET), ("containerd.toml", CONTAINERD)] {
+        for (name, text) in [
+            ("boot.sh", BOOT),
+            ("kubelet.sh", KUBELET),
+            ("kubelet.yaml", KUBELET_CONFIGURATION),
+            ("containerd.toml", parts.programs.release.containerd),
+        ] {
             fs::write(dir.join(name), text).with_context(|| format!("writing {name}"))?;
         }
         self.write_environment(state, parts)?;
@@ -86,14 +91,16 @@ impl Node {
             .collect();
         let kubelet = parts.programs.kubernetes.strip_prefix(cache::directory()?).unwrap_or(Path::new(""));
         let text = format!(
-            "NODE_NAME={}\nNODE_INDEX={}\nNODE_IP={}\nTUNNEL_IP={}\nTUNNEL_MTU={}\nPEERS=\"{}\"\nKUBELET=/lab/cache/{}/kubelet\n",
+            "NODE_NAME={}\nNODE_INDEX={}\nNODE_IP={}\nTUNNEL_IP={}\nTUNNEL_MTU={}\nPEERS=\"{}\"\nKUBELET=/lab/cache/{}/kubelet\n\
+             KUBELET_FLAGS=\"{}\"\n",
             self.name,
             self.index,
             self.ip,
             self.tunnel_ip,
             state.tunnel_mtu,
             peers.join(" "),
-            kubelet.display()
+            kubelet.display(),
+            parts.programs.release.kubelet.join(" ")
         );
         fs::write(self.directory().join("environment"), text).context("writing the node's environment")
     }

@@ -4,13 +4,13 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::images::{Entry, Image};
-use crate::progress::stage;
-use crate::run::output;
+use crate::progress::{Stage, stage};
+use crate::run::{counted, output};
 
 /// Version of the images that the manifests name.
 pub const VERSION: &str = "0.1.0";
@@ -101,13 +101,13 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
 }
 
 /// Where our programs are, for use on this machine; built once.
-pub fn programs() -> Result<&'static Path> {
-    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    if PROGRAMS.get().is_none() {
-        // Whoever comes first has built them; the other found the same.
-        PROGRAMS.set(build()?).ok();
+pub fn programs() -> Result<PathBuf> {
+    static PROGRAMS: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    if programs.is_none() {
+        *programs = Some(build()?);
     }
-    PROGRAMS.get().map(PathBuf::as_path).context("the programs were not built")
+    programs.clone().context("the programs were not built")
 }
 
 fn busybox(root: &Path) -> PathBuf {
@@ -128,7 +128,8 @@ fn build() -> Result<PathBuf> {
         ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
     ];
     cargo.command.envs(quick);
-    let programs = cargo.run(&["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-prober"])?;
+    let programs =
+        cargo.run(&step, &["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-prober"])?;
     step.done();
     Ok(programs)
 }
@@ -136,7 +137,7 @@ fn build() -> Result<PathBuf> {
 /// Builds the program that measures, optimised as in a release, and returns its path.
 pub fn bench() -> Result<PathBuf> {
     let step = stage("building the bench", "5 min the first time");
-    let programs = static_build()?.run(&["secureoverlay-bench"])?;
+    let programs = static_build()?.run(&step, &["secureoverlay-bench"])?;
     step.done();
     Ok(programs.join("secureoverlay-bench"))
 }
@@ -154,7 +155,6 @@ fn static_build() -> Result<StaticBuild> {
     let mut command = Command::new(&cargo);
     command.current_dir(&workspace).env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS").args([
         "build",
-        "--quiet",
         "--release",
         "--locked",
         "--target",
@@ -165,13 +165,12 @@ fn static_build() -> Result<StaticBuild> {
 
 impl StaticBuild {
     /// Builds these packages and returns the directory of the programs.
-    fn run(mut self, packages: &[&str]) -> Result<PathBuf> {
+    fn run(mut self, step: &Stage, packages: &[&str]) -> Result<PathBuf> {
         self.command.arg("--target-dir").arg(&self.directory);
         for package in packages {
             self.command.args(["--package", package]);
         }
-        let status = self.command.status().context("starting cargo")?;
-        ensure!(status.success(), "building {} failed", packages.join(", "));
+        counted(&mut self.command, step, "crates", None, |line| line.trim_start().starts_with("Compiling "))?;
         Ok(self.directory.join(TARGET).join("release"))
     }
 }

@@ -1,25 +1,40 @@
 //! Messages about long steps, on standard error: when, what, how long it usually takes, how long it took.
 
+use std::cell::Cell;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// How long a step says nothing where it has something to say.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A step under way; says how long it took when it is finished.
 #[derive(Debug)]
 pub struct Stage {
     what: String,
     started: Instant,
+    spoke: Cell<Instant>,
 }
 
 /// Announces a step; `estimate` is for a person, such as "7 min".
 pub fn stage(what: impl Into<String>, estimate: &str) -> Stage {
     let what = what.into();
     note(format!("{what} … (about {estimate})"));
-    Stage { what, started: Instant::now() }
+    let now = Instant::now();
+    Stage { what, started: now, spoke: Cell::new(now) }
 }
 
 impl Stage {
+    /// Says how far the step has come, and for how long it has been under way, unless it has just done so.
+    pub fn so_far(&self, done: impl FnOnce() -> String) {
+        if self.spoke.get().elapsed() >= SILENCE {
+            self.spoke.set(Instant::now());
+            let seconds = self.started.elapsed().as_secs();
+            note(format!("  {}: {} after {}:{:02}", self.what, done(), seconds / 60, seconds % 60));
+        }
+    }
+
     /// Says that the step is done.
     pub fn done(self) {
         note(format!("{}: done in {:.1} s", self.what, self.started.elapsed().as_secs_f64()));

@@ -1,11 +1,13 @@
 //! Running other programs, with errors that say which, and what they said.
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::progress::Stage;
 
 /// One line for messages: the program and its arguments.
 pub fn describe(command: &Command) -> String {
@@ -54,6 +56,40 @@ pub fn quiet(command: &mut Command) -> Result<()> {
     output(command).map(drop)
 }
 
+/// Runs a long build for its effect, and tells now and then how many of its parts are made: it names one in each line
+/// of its messages that `is_part`. A failure carries the other lines.
+pub fn counted(
+    command: &mut Command,
+    step: &Stage,
+    parts: &str,
+    total: Option<usize>,
+    is_part: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`; is it installed?", describe(command)))?;
+    let stderr = child.stderr.take().context("no pipe from the child")?;
+    let (mut made, mut said) = (0, Vec::new());
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        if is_part(&line) {
+            made += 1;
+            step.so_far(|| match total {
+                Some(total) => format!("{made} of {total} {parts}"),
+                None => format!("{made} {parts}"),
+            });
+        } else {
+            said.push(line);
+        }
+    }
+    let status = child.wait().with_context(|| format!("waiting for `{}`", describe(command)))?;
+    let said = last_lines(&said.join("\n"), 40);
+    ensure!(status.success(), "`{}` failed ({status}): {said}", describe(command));
+    Ok(())
+}
+
 /// A command built from words.
 pub fn command<I, S>(words: I) -> Command
 where
@@ -92,4 +128,22 @@ fn checked(command: &Command, out: &Output) -> Result<()> {
 pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::stage;
+
+    #[test]
+    fn a_failed_build_tells_why_and_not_what_it_made() {
+        let build = |script: &str| {
+            let mut command = command(["sh", "-c", script]);
+            counted(&mut command, &stage("building", "0 s"), "parts", None, |line| !line.contains(' '))
+        };
+        build("echo one >&2; echo two >&2").unwrap();
+        let error = build("echo made/one >&2; echo 'cannot make two' >&2; exit 3").unwrap_err().to_string();
+        assert!(error.ends_with("cannot make two") && error.contains("exit status: 3"), "{error}");
+        assert!(!error.contains("\nmade/one"), "{error}");
+    }
 }

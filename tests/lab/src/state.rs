@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::cache::kubernetes::Kubernetes;
 use crate::network;
 use crate::process::Recorded;
 
@@ -72,6 +73,8 @@ pub struct State {
     pub nodes: Vec<Node>,
     /// Processes by name: `etcd`, `kube-apiserver`, …, and the guests by node name.
     pub processes: BTreeMap<String, Recorded>,
+    /// Its version of Kubernetes.
+    pub kubernetes: Kubernetes,
     /// MTU of the nodes' tunnel interfaces.
     pub tunnel_mtu: u32,
 }

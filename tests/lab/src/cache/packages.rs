@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,8 +16,16 @@ use crate::run::{installed, quiet};
 /// Package lists older than this are fetched again before something is downloaded.
 const LISTS_GOOD_FOR: Duration = Duration::from_secs(24 * 3600);
 
+/// apt's own lock is not waited for by everything that takes it, and threads prepare several things at once.
+static APT: Mutex<()> = Mutex::new(());
+
+fn apt() -> MutexGuard<'static, ()> {
+    APT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Installs the packages whose program is missing on this machine; pairs of program and package.
 pub fn install_missing(wanted: &[(&str, &str)]) -> Result<()> {
+    let _apt = apt();
     let missing: Vec<&str> =
         wanted.iter().filter(|(program, _)| !installed(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
@@ -49,6 +58,7 @@ pub struct Suite {
 impl Suite {
     /// Prepares the private apt configuration of one suite, such as `trixie`, and fetches its lists.
     pub fn open(suite: &str) -> Result<Self> {
+        let _apt = apt();
         ensure!(installed("apt-get"), "packages come from Debian: this machine has no apt-get");
         let directory = super::directory()?.join("apt").join(suite);
         for sub in ["lists/partial", "cache/archives/partial"] {
@@ -57,9 +67,12 @@ impl Suite {
         }
         let mirror = Mirror::of_this_machine()?;
         fs::write(directory.join("lab.sources"), mirror.source(suite)).context("writing the sources file")?;
+        // What is installed here, perhaps from another archive under the same name, has no say. And a mirror's file of a
+        // moving suite may be a few days old.
         let config = format!(
             "Dir::Etc::SourceList \"{dir}/lab.sources\";\nDir::Etc::SourceParts \"/dev/null\";\n\
-             Dir::State::Lists \"{dir}/lists\";\nDir::Cache \"{dir}/cache\";\nAPT::Sandbox::User \"root\";\n",
+             Dir::State::Lists \"{dir}/lists\";\nDir::Cache \"{dir}/cache\";\nAPT::Sandbox::User \"root\";\n\
+             Dir::State::Status \"/dev/null\";\nAcquire::Check-Valid-Until \"false\";\n",
             dir = directory.display()
         );
         fs::write(directory.join("apt.conf"), config).context("writing the apt configuration")?;

@@ -7,7 +7,6 @@ use anyhow::Result;
 use super::packages::Suite;
 use crate::progress::stage;
 
-const SUITE: &str = "trixie";
 const PACKAGES: &[&str] = &[
     "libstrongswan",
     "libstrongswan-standard-plugins",
@@ -16,11 +15,12 @@ const PACKAGES: &[&str] = &[
     "strongswan-swanctl",
 ];
 
-/// The directory in the cache with the unpacked packages, fetched if there is none.
-pub fn get() -> Result<PathBuf> {
-    let entry = super::entry(&format!("strongswan-{SUITE}"), |dir| {
+/// The directory in the cache with the unpacked packages of the suite that the nodes' root is of, fetched if there is
+/// none.
+pub fn get(suite: &str) -> Result<PathBuf> {
+    let entry = super::entry(&format!("strongswan-{suite}"), |dir| {
         let step = stage("fetching strongSwan", "10 s");
-        Suite::open(SUITE)?.unpack(PACKAGES, &dir.join("packages"), &dir.join("root"))?;
+        Suite::open(suite)?.unpack(PACKAGES, &dir.join("packages"), &dir.join("root"))?;
         step.done();
         Ok(())
     })?;

@@ -2,26 +2,12 @@
 set -eu
 . /lab/node/environment
 
+# The flags are words.
+# shellcheck disable=SC2086
 setsid "$KUBELET" \
     --kubeconfig=/lab/node/kubelet.kubeconfig \
-    --client-ca-file=/lab/node/ca.crt \
-    --anonymous-auth=false \
-    --authorization-mode=AlwaysAllow \
     --hostname-override="$NODE_NAME" \
     --node-ip="$NODE_IP" \
     --register-with-taints="$(cat /lab/node/taints 2>/dev/null)" \
-    --container-runtime=remote \
-    --container-runtime-endpoint=unix:///run/containerd/containerd.sock \
-    --network-plugin=cni \
-    --cgroup-driver=cgroupfs \
-    --cgroups-per-qos=false \
-    --enforce-node-allocatable= \
-    --fail-swap-on=false \
-    --eviction-hard= \
-    --image-gc-high-threshold=100 \
-    --feature-gates=LocalStorageCapacityIsolation=false \
-    --resolv-conf= \
-    --sync-frequency=3s \
-    --volume-plugin-dir=/var/lib/kubelet/volume-plugins \
-    --read-only-port=0 \
+    $KUBELET_FLAGS \
     </dev/null >>/lab/node/kubelet.log 2>&1 &

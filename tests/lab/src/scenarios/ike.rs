@@ -60,7 +60,7 @@ pub struct Ike<'a> {
 impl<'a> Ike<'a> {
     /// Starts strongSwan on both nodes and brings up the tunnel.
     pub fn start(lab: &'a Lab, one: &'a Node, two: &'a Node) -> Result<Self> {
-        let cached = strongswan::get()?;
+        let cached = strongswan::get(lab.release().node_suite)?;
         let programs = cached.strip_prefix(cache::directory()?).context("strongSwan is not in the cache")?;
         let programs = format!("/lab/cache/{}/usr/lib/ipsec", programs.display());
         let ike = Self { lab, ends: [one, two] };

@@ -1,8 +1,11 @@
 //! The same under MKE's own manifest, with fewer rights: one timed rotation, one agent restarted.
 
+use std::io::Write;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tempfile::NamedTempFile;
 
 use super::overlay::{Manifest, NAMESPACE, Overlay};
 use super::rotate_timed::Leftovers;
@@ -20,6 +23,7 @@ pub const SCENARIO: Scenario = Scenario {
 
 fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Mke);
+    report.figure("manifest_lines_moved", show_moved(&overlay)?);
     encrypt::switch_on_and_off(&overlay, profile, report, |probe, report| {
         note("one rotation");
         let before = rotate_timed::steady(lab, Leftovers::Go)?;
@@ -48,4 +52,20 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
             .check(changes.is_empty(), format!("restarting the agent of {node} changes nothing {changes:?}"));
         Ok(())
     })
+}
+
+/// Shows how what is applied differs from the file; returns how many lines do.
+fn show_moved(overlay: &Overlay<'_>) -> Result<usize> {
+    let path = overlay.path();
+    let mut applied = NamedTempFile::new().context("writing the manifest")?;
+    applied.write_all(overlay.text()?.as_bytes()).context("writing the manifest")?;
+    let label = format!("applied on Kubernetes {}", overlay.lab.release().version);
+    let diff = Command::new("diff")
+        .args(["-U1", "--label", "manifests/mke-original.yaml", "--label", &label])
+        .args([&path, applied.path()])
+        .output()
+        .context("starting diff")?;
+    let diff = String::from_utf8_lossy(&diff.stdout);
+    eprint!("{diff}");
+    Ok(diff.lines().filter(|line| line.starts_with('+') && !line.starts_with("+++")).count())
 }

@@ -58,7 +58,14 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
 pub fn drain(overlay: &Overlay<'_>, calm: Duration) -> Result<()> {
     let lab = overlay.lab;
     let (_, node) = overlay.managers()?.pop().context("there is no manager")?;
-    lab.kubectl(&["drain", &node, "--ignore-daemonsets", "--delete-local-data", "--force", "--timeout=90s"])?;
+    lab.kubectl(&[
+        "drain",
+        &node,
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+        "--force",
+        "--timeout=90s",
+    ])?;
     let outcome = evict_agent(overlay, &node).and_then(|()| {
         std::thread::sleep(calm);
         overlay.wait_rolled_out()

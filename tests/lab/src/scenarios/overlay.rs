@@ -1,5 +1,6 @@
 //! SecureOverlay in the lab: switched on and off as an operator does it, and awaited by what the kernels hold.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ impl<'a> Overlay<'a> {
 
     /// `kubectl apply -f` of the file.
     pub fn apply(&self) -> Result<()> {
-        self.lab.apply_file(&self.path()).map(drop)
+        self.lab.apply(&self.text()?).map(drop)
     }
 
     /// `kubectl apply -f` of the file with the images of the next version.
@@ -174,8 +175,16 @@ impl<'a> Overlay<'a> {
         Ok(pods["items"].as_array().into_iter().flatten().map(pod).collect())
     }
 
-    fn text(&self) -> Result<String> {
+    /// The file, with API versions that this cluster serves no more moved to those that took their place.
+    pub fn text(&self) -> Result<String> {
         let path = self.path();
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let line = |version: &str| format!("apiVersion: {version}\n");
+        Ok(self
+            .lab
+            .release()
+            .moved
+            .iter()
+            .fold(text, |text, (gone, served)| text.replace(&line(gone), &line(served))))
     }
 }
