@@ -106,6 +106,34 @@ fn the_definition_is_the_programs() {
     assert_eq!(*definition, generated, "put what `ucp-secureoverlay-mgr crd` prints into the manifest");
 }
 
+/// Both are Kubernetes' own, and for what is in kube-system.
+#[test]
+fn pods_have_the_built_in_priorities() {
+    let ours = ours();
+    for (kind, name, class) in
+        [("DaemonSet", AGENT, "system-node-critical"), ("Deployment", MANAGER, "system-cluster-critical")]
+    {
+        let workload = find(&ours, kind, name);
+        assert_eq!(pod(workload)["priorityClassName"], class);
+        assert_eq!(workload["metadata"]["namespace"], "kube-system");
+    }
+}
+
+#[test]
+fn the_flow_schema_is_for_the_agents() {
+    let objects = manifest(include_str!("../../manifests/flowschema.yaml"));
+    let kinds = ["PriorityLevelConfiguration", "FlowSchema"].map(|kind| (kind.to_owned(), AGENT.to_owned()));
+    assert_eq!(names(&objects), kinds);
+    let schema = &objects[1]["spec"];
+    assert_eq!(schema["priorityLevelConfiguration"]["name"], AGENT);
+    let account = json!({"name": AGENT, "namespace": "kube-system"});
+    let subjects = json!([{"kind": "ServiceAccount", "serviceAccount": account}]);
+    assert_eq!((&schema["rules"][0]["subjects"], schema["rules"].as_array().unwrap().len()), (&subjects, 1));
+    assert_eq!(pod(find(&ours(), "DaemonSet", AGENT))["serviceAccountName"], AGENT);
+    // Kubernetes' own for all of kube-system has 900.
+    assert!(schema["matchingPrecedence"].as_u64().unwrap() < 900);
+}
+
 /// One agent's account can write all objects: what is read from them has an end.
 #[test]
 fn what_is_said_in_sentences_is_bounded() {
@@ -148,6 +176,14 @@ fn the_definition_is_structural() {
             assert!(known.contains(&key.as_str()), "{path}: {key}");
         }
         assert!(schema["type"].is_string(), "{path} has no type");
+        // Of a format that they don't know, API servers warn.
+        match (schema["type"].as_str(), schema["format"].as_str()) {
+            (Some("integer"), format) => {
+                assert_eq!(format, Some("int64"), "{path}");
+                assert!(schema["minimum"] == 0.0 || path.ends_with("observedGeneration"), "{path}");
+            }
+            (_, format) => assert!(matches!(format, None | Some("date-time")), "{path}: {format:?}"),
+        }
         let choices = schema["enum"].as_array().into_iter().flatten();
         assert!(choices.into_iter().all(|choice| !choice.is_null()), "{path}: null among the choices");
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
@@ -179,7 +215,11 @@ fn rights_are_the_least() {
     let watch = ["get", "list", "watch"];
     assert_eq!(
         find(&ours, "Role", AGENT)["rules"],
-        json!([rule("", "secrets", "ucp-secureoverlay", &watch), rule("apps", "daemonsets", AGENT, &watch)])
+        json!([
+            rule("", "secrets", "ucp-secureoverlay", &watch),
+            rule("apps", "daemonsets", AGENT, &watch),
+            rule("apps", "daemonsets", "calico-node", &["get"])
+        ])
     );
     assert_eq!(
         find(&ours, "Role", MANAGER)["rules"],

@@ -4,7 +4,9 @@
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+        CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    },
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{CustomResource, CustomResourceExt};
@@ -86,19 +88,32 @@ pub struct NodeEncryptionStatus {
 }
 
 /// The definition as it ships. Its schema sets no defaults: what an agent did not say is not to be made up by the API
-/// server, and that of Kubernetes 1.20 refuses an empty text as one.
+/// server, and that of Kubernetes 1.20 refuses an empty text as one. Its numbers have formats that Kubernetes knows:
+/// of others, today's API servers warn at every `kubectl apply`.
 #[must_use]
 pub fn definition() -> CustomResourceDefinition {
     let mut definition = NodeEncryption::crd();
     for version in &mut definition.spec.versions {
         if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-            drop_defaults(schema);
+            to_kubernetes(schema);
         }
     }
     definition
 }
 
-fn drop_defaults(schema: &mut JSONSchemaProps) {
+fn to_kubernetes(schema: &mut JSONSchemaProps) {
     schema.default = None;
-    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(drop_defaults);
+    // The sign is left to `minimum`. A number of 32 bits does not fit into int32, whose range API servers enforce.
+    if let Some("uint32" | "uint64") = schema.format.as_deref() {
+        schema.format = Some("int64".to_owned());
+    }
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(to_kubernetes);
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        to_kubernetes(values);
+    }
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(item)) => to_kubernetes(item),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(to_kubernetes),
+        None => {}
+    }
 }

@@ -84,6 +84,17 @@ impl Cluster {
 
     /// kubectl, with `input`; its output.
     pub fn kubectl(&self, arguments: &[&str], input: &str) -> String {
+        self.kubectl_with_errors(arguments, input).0
+    }
+
+    /// `kubectl apply` of what is to be taken without a warning; its output.
+    pub fn apply_unwarned(&self, input: &str) -> String {
+        let (text, errors) = self.kubectl_with_errors(&["apply", "--warnings-as-errors", "-f", "-"], input);
+        assert_eq!(errors, "", "kubectl apply: {text}");
+        text
+    }
+
+    fn kubectl_with_errors(&self, arguments: &[&str], input: &str) -> (String, String) {
         let mut child = Command::new("kubectl")
             .arg(format!("--cache-dir={}", self.directory.path().display()))
             .args(arguments)
@@ -94,13 +105,10 @@ impl Cluster {
             .expect("kubectl is in the PATH");
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            output.status.success(),
-            "kubectl {arguments:?}: {text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        text
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (text, errors) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "kubectl {arguments:?}: {text}{errors}");
+        (text, errors)
     }
 
     fn text(&self, manifest: Manifest) -> String {
@@ -112,8 +120,12 @@ impl Cluster {
         manifest.text().replace("rbac.authorization.k8s.io/v1beta1", "rbac.authorization.k8s.io/v1")
     }
 
+    /// Today's API servers have nothing to warn of in ours; MKE's is as it is.
     pub fn apply(&self, manifest: Manifest) -> String {
-        self.kubectl(&["apply", "-f", "-"], &self.text(manifest))
+        match manifest {
+            Manifest::Ours => self.apply_unwarned(&self.text(manifest)),
+            Manifest::Mke => self.kubectl(&["apply", "-f", "-"], &self.text(manifest)),
+        }
     }
 
     pub fn delete(&self, manifest: Manifest) {

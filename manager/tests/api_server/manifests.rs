@@ -1,8 +1,16 @@
 //! `kubectl apply` and `kubectl delete` of both manifests.
 
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Resource,
+    api::{ListParams, Request},
+    client::Body,
+};
 use secureoverlay_common::ring::Ring;
 
-use crate::cluster::{Cluster, Manifest};
+use crate::cluster::{AGENT, Cluster, MANAGER, Manifest, until};
+
+const FLOW_SCHEMA: &str = include_str!("../../../manifests/flowschema.yaml");
 
 #[tokio::test]
 async fn both_apply_and_are_idempotent() {
@@ -25,6 +33,28 @@ async fn both_apply_and_are_idempotent() {
         let ours: Vec<_> = left.lines().filter(|line| line.contains("secureoverlay")).collect();
         assert!(ours.is_empty(), "{ours:?}");
     }
+}
+
+#[tokio::test]
+async fn agents_have_a_place_of_their_own_in_the_api_server() {
+    let cluster = Cluster::fresh().await;
+    cluster.apply(Manifest::Ours);
+    cluster.apply_unwarned(FLOW_SCHEMA);
+    let uid = |kind| cluster.kubectl(&["get", kind, AGENT, "--output=jsonpath={.metadata.uid}"], "");
+    let own = [uid("flowschemas"), uid("prioritylevelconfigurations")];
+    // Which schema and level took a request is in the head of its answer.
+    let taken = async |account| {
+        let list = Request::new(Node::url_path(&(), None)).list(&ListParams::default()).unwrap();
+        let answer = cluster.as_account(account).send(list.map(Body::from)).await.unwrap();
+        ["flowschema", "prioritylevel"].map(|what| {
+            let name = format!("x-kubernetes-pf-{what}-uid");
+            answer.headers()[name].to_str().unwrap().to_owned()
+        })
+    };
+    until("the API server to know the schema", async || (taken(AGENT).await == own).then_some(())).await;
+    let others = taken(MANAGER).await;
+    cluster.kubectl(&["delete", "-f", "-"], FLOW_SCHEMA);
+    assert!(others.iter().all(|uid| !own.contains(uid)), "{others:?}");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ const ELSEWHERE: Option<&str> = Some("default");
 
 const OURS: &str = "secureoverlay.io";
 
-const OBJECTS: [Object; 24] = [
+const OBJECTS: [Object; 25] = [
     ("the Secret", "", "secrets", Some(SECRET), HERE),
     ("another Secret", "", "secrets", Some("other"), HERE),
     ("all Secrets here", "", "secrets", None, HERE),
@@ -41,6 +41,7 @@ const OBJECTS: [Object; 24] = [
     ("all Nodes", "", "nodes", None, None),
     ("a Node's status", "", "nodes/status", Some("a"), None),
     ("the DaemonSet", "apps", "daemonsets", Some(AGENT), HERE),
+    ("Calico's DaemonSet", "apps", "daemonsets", Some("calico-node"), HERE),
     ("another DaemonSet", "apps", "daemonsets", Some("other"), HERE),
     ("all DaemonSets here", "apps", "daemonsets", None, HERE),
     ("the Deployment", "apps", "deployments", Some(MANAGER), HERE),
@@ -93,6 +94,7 @@ async fn ours_grants_the_least() {
         lines(&[
             (READ, "the Secret"),
             (READ, "the DaemonSet"),
+            (&["get"], "Calico's DaemonSet"),
             (READ, "a Node"),
             (READ, "all Nodes"),
             (write, "a NodeEncryption"),
@@ -131,7 +133,7 @@ async fn the_startup_taint_takes_a_right_of_its_own() {
     nodes.create(&PostParams::default(), &node).await.unwrap();
     let lift = || taint::lift(&manager, "starting", "secureoverlay.io/starting");
     let refused = lift().await;
-    cluster.kubectl(&["apply", "-f", "-"], STARTUP_TAINT);
+    cluster.apply_unwarned(STARTUP_TAINT);
     // Rights reach the API server's authorizer a moment after they were written.
     until("the manager to be allowed to", async || lift().await.ok()).await;
     let left = nodes.get("starting").await.unwrap().spec.unwrap().taints.unwrap();
