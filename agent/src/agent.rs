@@ -20,6 +20,7 @@ use crate::{
     descent::Descent,
     held::{Content, Held, Installation},
     mtu,
+    mtu_setting::MtuSetting,
     plan::Stage,
     probing::{Probes, Verdicts},
     reach::{Reach, Trial},
@@ -70,6 +71,8 @@ pub enum Event {
     Surroundings(BTreeSet<String>),
     /// The MTUs of this node.
     Mtu(mtu::Facts),
+    /// What sets the MTU of its tunnels.
+    MtuSetting(MtuSetting),
     /// The process is asked to end, and this was found to be the reason.
     Ending(Verdict),
 }
@@ -139,6 +142,7 @@ pub struct Agent {
     newest: (Option<Uid>, u64),
     trial: Trial,
     mtu: mtu::Facts,
+    mtu_setting: MtuSetting,
 }
 
 impl Agent {
@@ -170,6 +174,7 @@ impl Agent {
             newest: (None, 0),
             trial: Trial::default(),
             mtu: mtu::Facts::default(),
+            mtu_setting: MtuSetting::default(),
         }
     }
 
@@ -208,6 +213,10 @@ impl Agent {
             Event::Mtu(facts) => {
                 self.mtu = facts;
                 self.say_room();
+                return;
+            }
+            Event::MtuSetting(setting) => {
+                self.mtu_setting = setting;
                 return;
             }
             Event::Ending(verdict) => {
@@ -368,10 +377,10 @@ impl Agent {
         }
     }
 
-    /// The MTUs of this node, as they were read last.
+    /// Whether the tunnels have room with the suites of `ring`, by the MTUs that were read last.
     #[must_use]
-    pub const fn mtu(&self) -> &mtu::Facts {
-        &self.mtu
+    pub fn mtu(&self, ring: &Ring) -> Option<mtu::Finding> {
+        Some(mtu::Finding::new(&self.mtu, ring)?.advised(&self.mtu_setting))
     }
 
     /// Whom to probe now.

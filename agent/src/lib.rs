@@ -18,6 +18,8 @@ pub mod metrics;
 #[cfg(any(test, feature = "model"))]
 pub mod model_kernel;
 pub mod mtu;
+pub mod mtu_lookup;
+pub mod mtu_setting;
 pub mod nodes;
 pub mod plan;
 pub mod probe_plan;

@@ -1,13 +1,17 @@
 //! Whether encrypted packets of the tunnel fit through the network.
 
-use std::{fmt, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeMap, fmt, net::IpAddr};
 
 use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite};
 
-use crate::kernel::{Link, RouteTo};
+use crate::{
+    kernel::Link,
+    mtu_setting::MtuSetting,
+    surroundings::{self, Neighbours, pods_of},
+};
 
-/// The kind of Calico's tunnel devices.
-pub(crate) const IPIP: &str = "ipip";
+/// Of many devices without room, this many are named: another network plugin may have one for each peer.
+const NAMED: usize = 20;
 
 /// An interface or route and its MTU in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,50 +22,124 @@ pub struct Measured {
     pub mtu: u32,
 }
 
+/// A tunnel device and the MTU for the packets inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Name of the device.
+    pub interface: String,
+    /// Bytes of the largest IP packet that is sent into it.
+    pub mtu: u32,
+    /// What that MTU is taken from.
+    pub source: MtuSource,
+    /// It has a fixed other end: another network plugin's, for Calico's has none.
+    pub point_to_point: bool,
+}
+
+/// What a tunnel's MTU is taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MtuSource {
+    /// The device.
+    Device,
+    /// A route: the kernel takes a route's MTU, smaller or larger, in place of the device's
+    /// (`ip_dst_mtu_maybe_forward` in `include/net/ip.h`).
+    Route,
+    /// The device, into which no route to other nodes' pods leads yet.
+    UnusedDevice,
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { interface, mtu, .. } = self;
+        match self.source {
+            MtuSource::Device => write!(f, "{mtu} of {interface}"),
+            MtuSource::Route => write!(f, "{mtu} of the routes over {interface}"),
+            MtuSource::UnusedDevice => {
+                write!(f, "{mtu} of {interface} (no route to other nodes' pods uses it yet)")
+            }
+        }
+    }
+}
+
 /// The MTUs that matter on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The tunnel device with the largest MTU among those that are up.
-    pub tunnel: Option<Measured>,
+    /// The tunnel devices that routes to peers' pods lead into, the largest MTU first. Before there are any such routes:
+    /// all that are up.
+    pub tunnels: Vec<Tunnel>,
     /// The smallest MTU among the interfaces with the node's address and the routes to its peers.
     pub external: Option<Measured>,
 }
 
 impl Facts {
-    /// Picks them out of what the kernel says.
+    /// Picks them out of what the kernel says, of a node with the tunnel address `local`.
     #[must_use]
-    pub fn new(links: &[Link], local: IpAddr, routes: &[RouteTo]) -> Self {
+    pub fn new(network: &surroundings::Facts, local: IpAddr, peers: &Neighbours<'_>) -> Self {
+        let up = || network.links.iter().filter(|link| link.up);
         let measured = |link: &Link, mtu: u32| Measured { interface: link.name.clone(), mtu };
-        let tunnelled = |link: &Link| link.kind.as_deref() == Some(IPIP);
-        let up = || links.iter().filter(|link| link.up);
         let own = up()
-            .filter(|link| !tunnelled(link) && link.addresses.contains(&local))
+            .filter(|link| !link.is_ipip() && link.addresses.contains(&local))
             .map(|link| measured(link, link.mtu));
-        let routed = routes.iter().filter(|route| route.unicast).filter_map(|route| {
-            let link = up().find(|link| link.index == route.oif && !tunnelled(link))?;
+        let routed = network.routes.iter().filter(|(_, route)| route.unicast).filter_map(|(_, route)| {
+            let link = up().find(|link| link.index == route.oif && !link.is_ipip())?;
             Some(measured(link, route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu))))
         });
         Self {
-            tunnel: up()
-                .filter(|link| tunnelled(link))
-                .max_by_key(|link| link.mtu)
-                .map(|link| measured(link, link.mtu)),
+            tunnels: tunnels(network, peers),
             external: own.chain(routed).min_by_key(|measured| measured.mtu),
         }
     }
 }
 
+fn tunnels(network: &surroundings::Facts, peers: &Neighbours<'_>) -> Vec<Tunnel> {
+    let links: BTreeMap<u32, &Link> = network
+        .links
+        .iter()
+        .filter(|link| link.up && link.is_ipip())
+        .map(|link| (link.index, link))
+        .collect();
+    let tunnel = |link: &Link, mtu: u32, source| {
+        let (interface, point_to_point) = (link.name.clone(), link.remote.is_some());
+        Tunnel { interface, mtu, source, point_to_point }
+    };
+    let mut used: BTreeMap<u32, Tunnel> = BTreeMap::new();
+    for way in &network.ways {
+        let Some(link) = links.get(&way.oif) else { continue };
+        if pods_of(way, Some(link), peers).is_none() {
+            continue;
+        }
+        let found = match way.mtu {
+            Some(mtu) if mtu != link.mtu => tunnel(link, mtu, MtuSource::Route),
+            _ => tunnel(link, link.mtu, MtuSource::Device),
+        };
+        let largest = used.entry(way.oif).or_insert_with(|| found.clone());
+        if found.mtu > largest.mtu {
+            *largest = found;
+        }
+    }
+    let mut tunnels: Vec<Tunnel> = if used.is_empty() {
+        links.values().map(|link| tunnel(link, link.mtu, MtuSource::UnusedDevice)).collect()
+    } else {
+        used.into_values().collect()
+    };
+    tunnels.sort_by(|a, b| (Reverse(a.mtu), &a.interface).cmp(&(Reverse(b.mtu), &b.interface)));
+    tunnels
+}
+
 /// The tunnel's MTU beside both bounds for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The tunnel device.
-    pub tunnel: Measured,
+    /// The tunnel device with the largest MTU.
+    pub tunnel: Tunnel,
+    /// Others that have no room either, the largest first.
+    pub others: Vec<Tunnel>,
     /// What carries the encrypted packets.
     pub external: Measured,
     /// The suite in the ring with the largest overhead.
     pub suite: Suite,
     /// MKE's rule and the kernel's.
     pub bound: Bound,
+    /// What the advice is for.
+    pub setting: MtuSetting,
 }
 
 impl Finding {
@@ -75,9 +153,19 @@ impl Finding {
     /// The finding for one suite; `None` where there is no tunnel or no external interface.
     #[must_use]
     pub fn with(facts: &Facts, suite: Suite) -> Option<Self> {
-        let (tunnel, external) = (facts.tunnel.clone()?, facts.external.clone()?);
+        let ((tunnel, others), external) = (facts.tunnels.split_first()?, facts.external.clone()?);
         let bound = Bound::new(external.mtu, suite);
-        Some(Self { tunnel, external, suite, bound })
+        let others = others.iter().filter(|tunnel| tunnel.mtu > bound.accepted()).cloned().collect();
+        Some(Self { tunnel: tunnel.clone(), others, external, suite, bound, setting: MtuSetting::default() })
+    }
+
+    /// The same, with advice that fits what sets the MTU here.
+    #[must_use]
+    pub fn advised(mut self, setting: &MtuSetting) -> Self {
+        if !self.valid() {
+            self.setting = if self.tunnel.point_to_point { MtuSetting::Other } else { setting.clone() };
+        }
+        self
     }
 
     /// The tunnel's packets fit.
@@ -85,116 +173,46 @@ impl Finding {
     pub const fn valid(&self) -> bool {
         self.tunnel.mtu <= self.bound.accepted()
     }
+
+    /// What sets the MTU here is worth finding out.
+    #[must_use]
+    pub const fn needs_advice(&self) -> bool {
+        !self.valid() && !self.tunnel.point_to_point
+    }
+
+    /// The devices in words: all without room, else the one with the least.
+    fn devices(&self) -> String {
+        let named = [&self.tunnel].into_iter().chain(&self.others).take(NAMED);
+        let named: Vec<String> = named.map(ToString::to_string).collect();
+        match self.others.len().saturating_sub(NAMED - 1) {
+            0 => named.join(", "),
+            more => format!("{} and {more} more devices", named.join(", ")),
+        }
+    }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tunnel, external, suite, bound } = self;
+        let Self { external, suite, bound, .. } = self;
         let limit = bound.accepted();
         let verdict = if self.valid() { "fits" } else { "is too large" };
         write!(
             f,
-            "the MTU {} of {} {verdict}: at most {limit} with {suite} over {} with MTU {} (MKE's rule {}, this \
-             kernel's limit {})",
-            tunnel.mtu, tunnel.interface, external.interface, external.mtu, bound.mke, bound.kernel
+            "the MTU {} {verdict}: at most {limit} with {suite} over {} with MTU {} (MKE's rule {}, this kernel's \
+             limit {})",
+            self.devices(),
+            external.interface,
+            external.mtu,
+            bound.mke,
+            bound.kernel
         )?;
         if !self.valid() {
-            write!(
-                f,
-                "; large packets of pods may get lost. Run: kubectl patch felixconfiguration default --type merge \
-                 --patch '{{\"spec\":{{\"ipipMTU\":{limit}}}}}' and restart the pods: those that run keep their MTU"
-            )?;
+            write!(f, "; large packets of pods may get lost. {}", self.setting.advice(limit))?;
         }
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::Switches;
-
-    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-
-    fn link(index: u32, name: &str, mtu: u32, kind: Option<&str>, addresses: &[IpAddr]) -> Link {
-        let (name, kind, addresses) = (name.into(), kind.map(Into::into), addresses.into());
-        Link { index, name, mtu, kind, up: true, addresses, switches: Switches::default() }
-    }
-
-    fn route(oif: u32, mtu: Option<u32>) -> RouteTo {
-        RouteTo { oif, gateway: None, prefsrc: None, mtu, unicast: true }
-    }
-
-    fn ring(suites: &[&str]) -> Ring {
-        let generation = |(at, suite): (usize, &&str)| {
-            let key = if suite.contains("256") {
-                "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-            } else {
-                "AAECAwQFBgcICQoLDA0ODw=="
-            };
-            let (id, role) = (at + 1, ["active", "staged"][at]);
-            format!(
-                "- {{id: {id}, uid: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6{id}, role: {role}, suite: {suite}, key: {key}, \
-                 spiSeed: EBESExQVFhcYGRobHB0eHw==, createdAt: 2026-11-20T03:00:00Z, roleSince: 2026-11-20T03:05:00Z}}\n"
-            )
-        };
-        let generations: String = suites.iter().enumerate().map(generation).collect();
-        let document =
-            format!("version: 1\nrevision: 1\nenforcement: permissive\ngenerations:\n{generations}");
-        Ring::parse(document.as_bytes()).unwrap()
-    }
-
-    fn facts(tunnel: u32, external: u32) -> Facts {
-        let links = [link(2, "eth0", external, None, &[LOCAL]), link(3, "tunl0", tunnel, Some(IPIP), &[])];
-        Facts::new(&links, LOCAL, &[])
-    }
-
-    #[test]
-    fn the_message_says_what_to_do() {
-        let finding = Finding::new(&facts(1480, 1500), &ring(&["aes128gcm8"])).unwrap();
-        assert!(!finding.valid());
-        let text = finding.to_string();
-        for part in [
-            "1480 of tunl0 is too large",
-            "at most 1452",
-            "eth0 with MTU 1500",
-            "MKE's rule 1452",
-            "limit 1454",
-            r#"kubectl patch felixconfiguration default --type merge --patch '{"spec":{"ipipMTU":1452}}'"#,
-            "keep their MTU",
-        ] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-        let finding = Finding::new(&facts(1452, 1500), &ring(&["aes128gcm8"])).unwrap();
-        assert!(finding.valid() && !finding.to_string().contains("kubectl"));
-    }
-
-    #[test]
-    fn the_largest_overhead_in_the_ring_counts() {
-        let finding = Finding::new(&facts(1452, 1500), &ring(&["aes128gcm8", "aes256gcm16"])).unwrap();
-        assert_eq!((finding.valid(), finding.bound.accepted()), (false, 1444));
-        assert_eq!(Finding::new(&facts(1480, 1500), &Ring::off(1, None)), None);
-    }
-
-    #[test]
-    fn the_smallest_way_out_and_the_largest_way_in_count() {
-        let links = [
-            link(1, "lo", 65536, None, &[]),
-            link(2, "eth0", 1500, None, &[LOCAL]),
-            link(3, "eth1", 9000, None, &[]),
-            link(4, "tunl0", 1440, Some(IPIP), &[LOCAL]),
-            link(5, "tunl1", 1452, Some(IPIP), &[]),
-            Link { up: false, ..link(6, "tunl2", 9000, Some(IPIP), &[]) },
-        ];
-        let with = |routes: &[RouteTo]| Facts::new(&links, LOCAL, routes);
-        assert_eq!(with(&[]).tunnel, Some(Measured { interface: "tunl1".into(), mtu: 1452 }));
-        let eth0 = |mtu| Some(Measured { interface: "eth0".into(), mtu });
-        assert_eq!(with(&[route(3, None)]).external, eth0(1500));
-        let eth1 = Some(Measured { interface: "eth1".into(), mtu: 1400 });
-        assert_eq!(with(&[route(3, Some(1400))]).external, eth1);
-        // Neither a route into the tunnel itself nor one that leads nowhere says anything.
-        let nowhere = RouteTo { unicast: false, ..route(3, Some(100)) };
-        assert_eq!(with(&[route(4, None), nowhere, route(99, None)]).external, eth0(1500));
-        assert_eq!(Facts::new(&[], LOCAL, &[]), Facts::default());
-    }
-}
+#[path = "mtu_tests.rs"]
+mod tests;

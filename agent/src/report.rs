@@ -237,7 +237,7 @@ impl Reporter {
     }
 
     fn say_mtu(&mut self, agent: &Agent) {
-        let finding = self.known.as_ref().and_then(|ring| Finding::new(agent.mtu(), ring));
+        let finding = self.known.as_ref().and_then(|ring| agent.mtu(ring));
         if finding == self.mtu {
             return;
         }
@@ -248,6 +248,12 @@ impl Reporter {
         }
         self.metrics.mtu(finding.as_ref());
         self.mtu = finding;
+    }
+
+    /// What sets the tunnels' MTU is worth finding out.
+    #[must_use]
+    pub fn needs_mtu_advice(&self) -> bool {
+        self.mtu.as_ref().is_some_and(Finding::needs_advice)
     }
 
     /// Says whom ESP does not reach, and when it does again.

@@ -30,7 +30,7 @@ use crate::{
     lock::Lock,
     mark::Mark,
     metrics::Metrics,
-    nodes, probe_socket,
+    mtu_lookup, nodes, probe_socket,
     probing::Probes,
     reconcile::Limits,
     removal::Verdict,
@@ -88,6 +88,8 @@ pub async fn run(config: Config) -> Result<()> {
     let (wanted, to_write) = watch::channel(None);
     let (probes, to_probe) = watch::channel(None);
     tokio::spawn(probe_socket::probe(to_probe, events.clone(), metrics.clone()));
+    let (needs_mtu_advice, mtu_advice_needed) = watch::channel(false);
+    tokio::spawn(mtu_lookup::follow(client.clone(), mtu_advice_needed, events.clone()));
     tokio::spawn(writer::write(client.clone(), name.clone(), to_write, metrics.clone()));
     let mark = Mark::find(&config.node.journal_dir);
     let mut agent = Agent::new(name.clone(), boot, settings);
@@ -103,6 +105,7 @@ pub async fn run(config: Config) -> Result<()> {
         kernel_changed: listen_to_kernel()?,
         wanted,
         probes,
+        needs_mtu_advice,
     };
     let beat = health.heartbeat("loop", HUNG);
     let asker = Api { client, anonymous: daemon_set::anonymous(), node: name };
@@ -247,6 +250,8 @@ pub struct Shell {
     pub wanted: watch::Sender<Option<Wanted>>,
     /// To the task that probes whether ESP passes.
     pub probes: watch::Sender<Option<Probes>>,
+    /// To the task that finds out what sets the tunnels' MTU.
+    pub needs_mtu_advice: watch::Sender<bool>,
 }
 
 impl Shell {
@@ -339,6 +344,7 @@ impl Shell {
         self.reporter.reach(&self.agent);
         pass_on(&self.wanted, self.reporter.wanted(&self.agent));
         pass_on(&self.probes, self.agent.probes().cloned());
+        pass_on(&self.needs_mtu_advice, self.reporter.needs_mtu_advice());
     }
 
     fn hear(&mut self, news: News) {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Characters of a message; the rest is in the log.
-const MESSAGE: usize = 500;
+const MESSAGE: usize = 1_200;
 
 /// What there is to say where nothing is wrong. No text is left empty: an API server may refuse that.
 const WELL: &str = "all is well";
@@ -195,7 +195,11 @@ mod tests {
     use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite, wire::End};
 
     use super::*;
-    use crate::{agent::Program, mtu::Measured};
+    use crate::{
+        agent::Program,
+        mtu::{Measured, MtuSource, Tunnel},
+        mtu_setting::MtuSetting,
+    };
 
     fn uid(n: u8) -> Uid {
         Uid::from_random([n; 16])
@@ -242,10 +246,12 @@ mod tests {
     }
 
     fn mtu(mtu: u32) -> Finding {
-        let measured = |name: &str, mtu| Measured { interface: name.to_owned(), mtu };
+        let tunnel =
+            Tunnel { interface: "tunl0".to_owned(), mtu, source: MtuSource::Device, point_to_point: false };
+        let external = Measured { interface: "eth0".to_owned(), mtu: 1500 };
         let suite = Suite::Aes128Gcm8;
         let bound = Bound::new(1500, suite);
-        Finding { tunnel: measured("tunl0", mtu), external: measured("eth0", 1500), suite, bound }
+        Finding { tunnel, others: vec![], external, suite, bound, setting: MtuSetting::FelixConfiguration }
     }
 
     fn states(status: &NodeEncryptionStatus) -> Vec<(&str, &str, &str)> {

@@ -7,7 +7,6 @@ use std::{
 
 use crate::{
     kernel::{Link, RouteTo, Switches, Way},
-    mtu::IPIP,
     plan,
     xfrm::{ActualPolicy, Direction, IPPROTO_IPIP, Owner, PRIORITY_PEER, PolicyId},
 };
@@ -28,7 +27,7 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// The route to each peer that there is one to.
     pub routes: Vec<(IpAddr, RouteTo)>,
-    /// The main table's routes with a next hop.
+    /// The main table's routes.
     pub ways: Vec<Way>,
     /// The switches for all interfaces.
     pub all: Switches,
@@ -91,10 +90,7 @@ fn switches(facts: &Facts, local: Option<IpAddr>) -> BTreeSet<String> {
         local.is_some_and(|local| link.addresses.contains(&local))
             || facts.routes.iter().any(|(_, route)| route.unicast && route.oif == link.index)
     };
-    let outer = facts
-        .links
-        .iter()
-        .filter(|link| link.up && link.index != LOOPBACK && link.kind.as_deref() != Some(IPIP));
+    let outer = facts.links.iter().filter(|link| link.up && link.index != LOOPBACK && !link.is_ipip());
     let mut found = BTreeSet::new();
     if facts.all.disable_xfrm == Some(true) {
         found.insert(switch("all", "disable_xfrm", "packets leave unencrypted by every interface"));
@@ -139,25 +135,31 @@ fn sources(facts: &Facts, local: IpAddr, peers: &Neighbours<'_>) -> BTreeSet<Str
     others.into_iter().map(sentence).collect()
 }
 
+/// The peer to whose pods a route leads over `link`: it is the next hop, or the other end of the tunnel device. A default
+/// route, or one to a node itself, is not for pods.
+#[must_use]
+pub fn pods_of(way: &Way, link: Option<&Link>, peers: &Neighbours<'_>) -> Option<IpAddr> {
+    let peer = way.gateway.or_else(|| link?.remote)?;
+    (way.to.prefix > 0 && peers.contains_key(&peer) && !peers.contains_key(&way.to.addr)).then_some(peer)
+}
+
 /// The sentences, and how many routes to peers lead around the tunnel and into it.
 fn around(facts: &Facts, peers: &Neighbours<'_>) -> (BTreeSet<String>, usize, usize) {
-    // A default route, or one to a node itself, is not for pods.
-    let to_pods = facts.ways.iter().filter(|way| {
-        way.to.prefix > 0 && peers.contains_key(&way.gateway) && !peers.contains_key(&way.to.addr)
-    });
-    let mut astray: BTreeMap<&str, Vec<&Way>> = BTreeMap::new();
+    let mut astray: BTreeMap<&str, Vec<(&Way, IpAddr)>> = BTreeMap::new();
     let mut tunnelled = 0;
-    for way in to_pods {
+    for way in &facts.ways {
         let link = facts.links.iter().find(|link| link.index == way.oif);
-        if link.is_some_and(|link| link.kind.as_deref() == Some(IPIP)) {
+        let Some(peer) = pods_of(way, link, peers) else { continue };
+        if link.is_some_and(Link::is_ipip) {
             tunnelled += 1;
         } else {
-            astray.entry(link.map_or("another interface", |link| link.name.as_str())).or_default().push(way);
+            let interface = link.map_or("another interface", |link| link.name.as_str());
+            astray.entry(interface).or_default().push((way, peer));
         }
     }
     let count = astray.values().map(Vec::len).sum();
-    let sentence = |(interface, ways): (&str, Vec<&Way>)| {
-        let ways = listed(&ways, "routes", |way| format!("{} on {}", way.to, called(way.gateway, peers)));
+    let sentence = |(interface, ways): (&str, Vec<(&Way, IpAddr)>)| {
+        let ways = listed(&ways, "routes", |(way, peer)| format!("{} on {}", way.to, called(*peer, peers)));
         format!(
             "traffic to the pods {ways} goes by {interface} around the IPIP tunnel and is not encrypted. Set ipipMode: \
              Always in Calico's IP pools"

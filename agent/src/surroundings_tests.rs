@@ -10,7 +10,7 @@ fn addr(last: u8) -> IpAddr {
 fn link(index: u32, name: &str, kind: Option<&str>, addresses: &[IpAddr]) -> Link {
     let (name, kind, addresses) = (name.into(), kind.map(Into::into), addresses.into());
     let switches = Switches { disable_xfrm: Some(false), disable_policy: Some(false) };
-    Link { index, name, mtu: 1500, kind, up: true, addresses, switches }
+    Link { index, name, mtu: 1500, kind, remote: None, up: true, addresses, switches }
 }
 
 fn route(peer: u8, oif: u32, source: IpAddr) -> (IpAddr, RouteTo) {
@@ -18,7 +18,12 @@ fn route(peer: u8, oif: u32, source: IpAddr) -> (IpAddr, RouteTo) {
 }
 
 fn way(third: u8, gateway: u8, oif: u32) -> Way {
-    Way { to: Net { addr: [10, 77, third, 0].into(), prefix: 24 }, oif, gateway: addr(gateway) }
+    Way {
+        to: Net { addr: [10, 77, third, 0].into(), prefix: 24 },
+        oif,
+        gateway: Some(addr(gateway)),
+        mtu: None,
+    }
 }
 
 /// Node a with the peers b and c, as Calico sets it up.
@@ -28,7 +33,7 @@ fn facts() -> Facts {
         links: vec![
             Link { switches: out, ..link(1, "lo", None, &[]) },
             link(2, "eth0.7", None, &[LOCAL]),
-            link(3, "tunl0", Some(IPIP), &[]),
+            link(3, "tunl0", Some("ipip"), &[]),
             link(4, "cali1", Some("veth"), &[]),
         ],
         routes: vec![route(2, 2, LOCAL), route(3, 2, LOCAL)],
@@ -136,11 +141,25 @@ fn routes_around_the_tunnel_are_named() {
 
 #[test]
 fn routes_that_are_not_for_pods_of_peers_do_not_matter() {
-    let default = Way { to: Net { addr: [0, 0, 0, 0].into(), prefix: 0 }, oif: 2, gateway: addr(2) };
-    let to_node = Way { to: Net::host(addr(3)), oif: 2, gateway: addr(2) };
+    let default = Way { to: Net { addr: [0, 0, 0, 0].into(), prefix: 0 }, ..way(2, 2, 2) };
+    let to_node = Way { to: Net::host(addr(3)), ..way(2, 2, 2) };
     let elsewhere = way(9, 254, 2);
-    let found = seen(&Facts { ways: vec![default, to_node, elsewhere], ..facts() });
+    let own_pods = Way { gateway: None, ..way(1, 0, 4) };
+    let found = seen(&Facts { ways: vec![default, to_node, elsewhere, own_pods], ..facts() });
     assert_eq!((found.around.len(), found.astray, found.tunnelled), (0, 0, 0));
+}
+
+/// As kube-router sets it up.
+#[test]
+fn routes_without_a_next_hop_lead_to_the_tunnels_other_end() {
+    let tunnel = |remote| Link { remote: Some(addr(remote)), ..link(5, "tun-3", Some("ipip"), &[]) };
+    let direct = Way { gateway: None, ..way(3, 0, 5) };
+    for (remote, tunnelled) in [(3, 1), (254, 0)] {
+        let mut facts = Facts { ways: vec![direct], ..facts() };
+        facts.links.push(tunnel(remote));
+        let found = seen(&facts);
+        assert_eq!((found.around.len(), found.astray, found.tunnelled), (0, 0, tunnelled), "{remote}");
+    }
 }
 
 fn pair(direction: Direction) -> PolicyId {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::{
     agent::{Program, Target},
     journal::Journal,
-    kernel::{Kernel, KernelError, LinkSocket, RouteTo, Switches},
+    kernel::{Kernel, KernelError, LinkSocket, Switches},
     mtu,
     plan::{self, Plan, Sender, SpiCollision, Stage},
     probe_plan,
@@ -178,8 +178,7 @@ pub fn measure(program: &Program) -> Result<(mtu::Facts, Surroundings), KernelEr
     let peers: Neighbours<'_> = peers.map(|peer| (peer.end.addr, peer.name.as_str())).collect();
     let facts = look_around(peers.keys().copied())?;
     let local = program.local.addr;
-    let routes: Vec<RouteTo> = facts.routes.iter().map(|(_, route)| *route).collect();
-    let mtu = mtu::Facts::new(&facts.links, local, &routes);
+    let mtu = mtu::Facts::new(&facts, local, &peers);
     Ok((mtu, Surroundings::new(&facts, Some(local), &peers)))
 }
 

@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_fuzz::kernel::{parse_address, parse_link, parse_route};
+use secureoverlay_fuzz::kernel::{parse_address, parse_link, parse_route, parse_ways};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, payload)) = bytes.split_first() else { return };
-    match kind % 3 {
+    match kind % 4 {
         0 => {
             if let Ok(link) = parse_link(payload) {
                 assert!(link.addresses.is_empty(), "addresses come with messages of their own");
@@ -15,6 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         1 => drop(parse_address(payload)),
-        _ => drop(parse_route(payload)),
+        2 => drop(parse_route(payload)),
+        _ => drop(parse_ways(payload)),
     }
 });

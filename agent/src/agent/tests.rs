@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::{
     model_kernel::ModelKernel,
-    mtu::Measured,
+    mtu::{Measured, MtuSource, Tunnel},
     reconcile::Reconciler,
     worker::make_plan,
     xfrm::{Action, Direction, Net, PolicyId},
@@ -542,8 +542,12 @@ fn whom_esp_reaches_is_told_when_all_have_been_tried_and_anew_after_a_pause() {
 
 #[test]
 fn a_tunnel_without_room_is_said_with_the_first_generation() {
-    let measured = |mtu| Some(Measured { interface: "x".into(), mtu });
-    let facts = |tunnel| Event::Mtu(mtu::Facts { tunnel: measured(tunnel), external: measured(1500) });
+    let external = Measured { interface: "eth0".into(), mtu: 1500 };
+    let facts = |mtu| {
+        let source = MtuSource::Device;
+        let tunnels = vec![Tunnel { interface: "tunl0".into(), mtu, source, point_to_point: false }];
+        Event::Mtu(mtu::Facts { tunnels, external: Some(external.clone()) })
+    };
     for (needs_room, tunnel, wanted) in [(true, 1480, true), (true, 1452, false), (false, 1480, false)] {
         let mut kernel = ModelKernel::default();
         let mut run = Run::new(&mut kernel);

@@ -1,4 +1,4 @@
-//! The Nodes, where the API can be reached.
+//! The Nodes and what sets the tunnels' MTU, where the API can be reached.
 
 use std::time::Duration;
 
@@ -10,20 +10,26 @@ use secureoverlay_daemon::{
 };
 use tokio::time::timeout;
 
+use crate::{mtu_lookup, mtu_setting::MtuSetting};
+
 /// For all of it: a person waits.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Nodes in one answer.
 const PAGE: u32 = 200;
 
-/// All Nodes, or why they can't be read.
-pub async fn nodes() -> Result<Vec<NodeFacts>, String> {
+/// All Nodes, or why they can't be read, and what sets the tunnels' MTU.
+pub async fn read() -> (Result<Vec<NodeFacts>, String>, MtuSetting) {
     let agent = concat!("ucp-secureoverlay-agent-check/", env!("CARGO_PKG_VERSION"));
     let reading = async {
         let client = connect(agent).await.map_err(|error| error.to_string())?;
-        list(client).await.map_err(|error| describe(&error))
+        let nodes = list(client.clone()).await.map_err(|error| describe(&error))?;
+        Ok((nodes, mtu_lookup::look(&client).await))
     };
     let late = |_| format!("no answer from the API server for {} s", PATIENCE.as_secs());
-    timeout(PATIENCE, reading).await.map_err(late)?
+    match timeout(PATIENCE, reading).await.map_err(late).flatten() {
+        Ok((nodes, setting)) => (Ok(nodes), setting),
+        Err(error) => (Err(error), MtuSetting::Unknown),
+    }
 }
 
 async fn list(client: Client) -> Result<Vec<NodeFacts>, kube::Error> {

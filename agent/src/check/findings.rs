@@ -9,8 +9,9 @@ use super::{
     report::{Item, Verdict},
 };
 use crate::{
-    kernel::{OpErrorKind, RouteTo},
+    kernel::OpErrorKind,
     mtu::{self, Finding},
+    mtu_setting::MtuSetting,
     surroundings::{Facts, Surroundings, overruling},
     xfrm::{Actual, Owner},
 };
@@ -104,11 +105,11 @@ pub fn place(place: Option<&Place>) -> Item {
 }
 
 /// The tunnel's MTU under the suites in use; where none is, under all of them, of which only the default one has to fit.
-pub fn mtu(facts: &Facts, place: &Place, actual: Option<&Actual>) -> Vec<Item> {
+/// What to do is said where it has to fit.
+pub fn mtu(facts: &Facts, place: &Place, setting: &MtuSetting, actual: Option<&Actual>) -> Vec<Item> {
     let Some(local) = place.local else { return Vec::new() };
-    let routes: Vec<RouteTo> = facts.routes.iter().map(|(_, route)| *route).collect();
-    let measured = mtu::Facts::new(&facts.links, local, &routes);
-    if measured.tunnel.is_none() {
+    let measured = mtu::Facts::new(facts, local, &place.neighbours());
+    if measured.tunnels.is_empty() {
         let text = "no IPIP tunnel device is up, so nothing would be encrypted: has Calico ipipMode: Always?";
         return vec![Item::new(Verdict::Warn, "mtu", text)];
     }
@@ -124,6 +125,7 @@ pub fn mtu(facts: &Facts, place: &Place, actual: Option<&Actual>) -> Vec<Item> {
             false if used.contains(&suite) || suite == Suite::default() => Verdict::Fail,
             false => Verdict::Warn,
         };
+        let finding = if verdict == Verdict::Fail { finding.advised(setting) } else { finding };
         Item::new(verdict, "mtu", finding)
     };
     suites.into_iter().map(item).collect()

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::{
-    kernel::{Link, OpError, Switches, Way},
+    kernel::{Link, OpError, RouteTo, Switches, Way},
     xfrm::{ActualPolicy, ActualSa, Direction, Net, PolicyId, SaId},
 };
 
@@ -17,7 +17,7 @@ fn here() -> Place {
 
 fn link(index: u32, name: &str, kind: Option<&str>, mtu: u32, addresses: &[IpAddr]) -> Link {
     let (name, kind, addresses) = (name.into(), kind.map(Into::into), addresses.into());
-    Link { index, name, mtu, kind, up: true, addresses, switches: Switches::default() }
+    Link { index, name, mtu, kind, remote: None, up: true, addresses, switches: Switches::default() }
 }
 
 fn facts(tunnel: u32) -> Facts {
@@ -26,7 +26,7 @@ fn facts(tunnel: u32) -> Facts {
     Facts {
         links: vec![link(2, "eth0", None, 1500, &[addr(1)]), link(3, "tunl0", Some("ipip"), tunnel, &[])],
         routes: vec![(addr(2), route)],
-        ways: vec![Way { to, oif: 3, gateway: addr(2) }],
+        ways: vec![Way { to, oif: 3, gateway: Some(addr(2)), mtu: None }],
         ..Facts::default()
     }
 }
@@ -100,7 +100,10 @@ fn the_suites_in_use_must_fit_or_else_the_default_one() {
             bytes: 0,
         };
         let actual = Actual { states: suites.iter().map(sa).collect(), policies: vec![] };
-        let items = mtu(&facts(tunnel), &here(), Some(&actual));
+        let items = mtu(&facts(tunnel), &here(), &MtuSetting::FelixConfiguration, Some(&actual));
+        for item in &items {
+            assert_eq!(item.text.contains("kubectl patch"), item.verdict == Fail, "{item}");
+        }
         items.into_iter().map(|item| item.verdict).collect::<Vec<_>>()
     };
     assert_eq!(of(1440, &[]), [Ok, Ok, Ok]);
@@ -109,10 +112,11 @@ fn the_suites_in_use_must_fit_or_else_the_default_one() {
     assert_eq!(of(1452, &[Suite::Aes128Gcm8]), [Ok]);
     assert_eq!(of(1452, &[Suite::Aes256Gcm16, Suite::Aes256Gcm16]), [Fail]);
     let without = Facts { links: vec![link(2, "eth0", None, 1500, &[addr(1)])], ..facts(1440) };
-    assert_eq!(verdicts(&mtu(&without, &here(), None)), [(Warn, "mtu")]);
+    assert_eq!(verdicts(&mtu(&without, &here(), &MtuSetting::Unknown, None)), [(Warn, "mtu")]);
     let elsewhere = Facts { links: vec![link(3, "tunl0", Some("ipip"), 1440, &[])], ..facts(1440) };
-    assert!(mtu(&elsewhere, &here(), None).iter().all(|item| item.verdict == Verdict::Unknown));
-    assert_eq!(mtu(&facts(1440), &Place::default(), None), []);
+    let of = |facts: &Facts, place: &Place| mtu(facts, place, &MtuSetting::Unknown, None);
+    assert!(of(&elsewhere, &here()).iter().all(|item| item.verdict == Verdict::Unknown));
+    assert_eq!(of(&facts(1440), &Place::default()), []);
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub use self::{
 use crate::{
     config::Node,
     kernel::{Kernel, KernelError, XfrmSocket},
+    mtu_setting::MtuSetting,
     worker::look_around,
     xfrm::Actual,
 };
@@ -34,9 +35,9 @@ const CRYPTO: &str = "/proc/crypto";
 pub async fn check(node: &Node) -> Report {
     let mut report = Report::default();
     let actual = look_at_kernel(&mut report);
-    let nodes = api::nodes().await;
+    let (nodes, setting) = api::read().await;
     report.push(findings::api(&nodes));
-    look_at_network(&mut report, node.node_name.as_deref(), &nodes, actual.as_ref());
+    look_at_network(&mut report, node.node_name.as_deref(), &nodes, &setting, actual.as_ref());
     report.push(findings::agent(node.listen, readyz::ask(node.listen)));
     report
 }
@@ -80,6 +81,7 @@ fn look_at_network(
     report: &mut Report,
     name: Option<&str>,
     nodes: &Result<Vec<NodeFacts>, String>,
+    setting: &MtuSetting,
     actual: Option<&Actual>,
 ) {
     let own = match look_around(iter::empty()) {
@@ -93,7 +95,7 @@ fn look_at_network(
     let place = place.unwrap_or_default();
     match look_around(place.peers.keys().copied()) {
         Ok(facts) => {
-            report.extend(findings::mtu(&facts, &place, actual));
+            report.extend(findings::mtu(&facts, &place, setting, actual));
             report.extend(findings::surroundings(&facts, &place));
         }
         Err(error) => report.blind(Item::new(Verdict::Unknown, "network", error)),
@@ -119,7 +121,7 @@ mod tests {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut report = Report::default();
         let unreachable = Err("no API here".to_owned());
-        look_at_network(&mut report, None, &unreachable, Some(&Actual::default()));
+        look_at_network(&mut report, None, &unreachable, &MtuSetting::Unknown, Some(&Actual::default()));
         report.push(findings::api(&unreachable));
         report.push(findings::agent(nobody, readyz::ask(nobody)));
         let text = report.to_string();

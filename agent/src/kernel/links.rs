@@ -30,8 +30,14 @@ use super::{
 };
 use crate::xfrm::Net;
 
+/// The kind of IP-in-IP tunnel devices.
+const IPIP: &str = "ipip";
 /// Among the attributes nested in `RTA_METRICS`, which neli does not name.
 const RTAX_MTU: u16 = 2;
+/// Among the attributes of an IPIP device nested in `IFLA_INFO_DATA` (`linux/if_tunnel.h`).
+const IFLA_IPTUN_REMOTE: u16 = 3;
+/// A next hop of another family (`linux/rtnetlink.h`), which neli does not name.
+const RTA_VIA: u16 = 18;
 /// Length of `struct rtnexthop`.
 const HOP_LEN: usize = 8;
 
@@ -46,12 +52,22 @@ pub struct Link {
     pub mtu: u32,
     /// The kind of a virtual one, such as `ipip`.
     pub kind: Option<String>,
+    /// The other end of an IPIP tunnel that has a fixed one; Calico's `tunl0` has none.
+    pub remote: Option<IpAddr>,
     /// Whether it was switched on.
     pub up: bool,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether it takes part in IPsec.
     pub switches: Switches,
+}
+
+impl Link {
+    /// An IP-in-IP tunnel device.
+    #[must_use]
+    pub fn is_ipip(&self) -> bool {
+        self.kind.as_deref() == Some(IPIP)
+    }
 }
 
 /// Where the kernel sends packets for a destination.
@@ -76,8 +92,10 @@ pub struct Way {
     pub to: Net,
     /// Number of the interface.
     pub oif: u32,
-    /// The next hop.
-    pub gateway: IpAddr,
+    /// The next hop, if the destinations are not themselves on the link.
+    pub gateway: Option<IpAddr>,
+    /// The route's MTU where it has one.
+    pub mtu: Option<u32>,
 }
 
 /// A netlink socket for links and routes. Reading needs no capability.
@@ -131,7 +149,7 @@ impl LinkSocket {
         )
     }
 
-    /// The IPv4 routes of the main table that have a next hop, each way of a multipath route by itself.
+    /// The IPv4 routes of the main table, each way of a multipath route by itself.
     ///
     /// # Errors
     /// The kernel refuses, or its answer can't be read.
@@ -201,15 +219,20 @@ pub fn parse_link(payload: &[u8]) -> Result<Link, Malformed> {
     let index = *message.ifi_index();
     let attributes = message.rtattrs().get_attr_handle();
     let name = attributes.get_attribute(Ifla::Ifname);
-    let kind = match attributes.get_attribute(Ifla::Linkinfo) {
-        Some(info) => info.get_attr_handle()?.get_attribute(IflaInfo::Kind).map(text),
-        None => None,
-    };
+    let (mut kind, mut remote) = (None, None);
+    if let Some(info) = attributes.get_attribute(Ifla::Linkinfo) {
+        let info = info.get_attr_handle()?;
+        kind = info.get_attribute(IflaInfo::Kind).map(text);
+        if let (Some(IPIP), Some(data)) = (kind.as_deref(), info.get_attribute(IflaInfo::Data)) {
+            remote = address(&data.get_attr_handle()?, IFLA_IPTUN_REMOTE);
+        }
+    }
     Ok(Link {
         index: u32::try_from(index).map_err(|_| Malformed(format!("link number {index}")))?,
         name: name.map(text).ok_or_else(|| Malformed(format!("link {index} has no name")))?,
         mtu: word(&attributes, Ifla::Mtu)?.ok_or_else(|| Malformed(format!("link {index} has no MTU")))?,
         kind,
+        remote: remote.filter(|remote| !remote.is_unspecified()),
         up: message.ifi_flags().contains(Iff::UP),
         addresses: Vec::new(),
         switches: match attributes.get_attribute(Ifla::AfSpec) {
@@ -238,22 +261,25 @@ pub fn parse_address(payload: &[u8]) -> Result<Option<(u32, IpAddr)>, Malformed>
 pub fn parse_route(payload: &[u8]) -> Result<RouteTo, Malformed> {
     let message: Rtmsg = decode(payload)?;
     let attributes = message.rtattrs().get_attr_handle();
-    let mtu = match attributes.get_attribute(Rta::Metrics) {
-        Some(metrics) => word(&metrics.get_attr_handle()?, RTAX_MTU)?,
-        None => None,
-    };
     Ok(RouteTo {
         // Routes that lead nowhere have none.
         oif: word(&attributes, Rta::Oif)?.unwrap_or(0),
         gateway: address(&attributes, Rta::Gateway),
         prefsrc: address(&attributes, Rta::Prefsrc),
-        mtu,
+        mtu: route_mtu(&attributes)?,
         unicast: *message.rtm_type() == Rtn::Unicast,
     })
 }
 
-/// The payload of an `RTM_NEWROUTE` from a dump: the ways with an IPv4 next hop that it leads, none if it is no ordinary
-/// route of the main table.
+fn route_mtu(attributes: &RtAttrHandle<'_, Rta>) -> Result<Option<u32>, DeError> {
+    match attributes.get_attribute(Rta::Metrics) {
+        Some(metrics) => word(&metrics.get_attr_handle()?, RTAX_MTU),
+        None => Ok(None),
+    }
+}
+
+/// The payload of an `RTM_NEWROUTE` from a dump: the ways that it leads, none if it is no ordinary route of the main
+/// table. Those with a next hop that is not IPv4 are left out.
 ///
 /// # Errors
 /// It is not one.
@@ -266,15 +292,19 @@ pub fn parse_ways(payload: &[u8]) -> Result<Vec<Way>, Malformed> {
     // The default route has no address.
     let addr = address(&attributes, Rta::Dst).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let to = Net { addr, prefix: *message.rtm_dst_len() };
+    let mtu = route_mtu(&attributes)?;
     if let Some(hops) = attributes.get_attribute(Rta::Multipath) {
-        return parse_hops(to, hops.payload().as_ref());
+        return parse_hops(to, mtu, hops.payload().as_ref());
+    }
+    if attributes.get_attribute(Rta::from(RTA_VIA)).is_some() {
+        return Ok(Vec::new());
     }
     let oif = word(&attributes, Rta::Oif)?.unwrap_or(0);
-    Ok(address(&attributes, Rta::Gateway).map(|gateway| Way { to, oif, gateway }).into_iter().collect())
+    Ok(vec![Way { to, oif, gateway: address(&attributes, Rta::Gateway), mtu }])
 }
 
 /// The next hops of a multipath route, each a `struct rtnexthop` and attributes.
-fn parse_hops(to: Net, mut bytes: &[u8]) -> Result<Vec<Way>, Malformed> {
+fn parse_hops(to: Net, mtu: Option<u32>, mut bytes: &[u8]) -> Result<Vec<Way>, Malformed> {
     let mut ways = Vec::new();
     while !bytes.is_empty() {
         let header =
@@ -283,14 +313,17 @@ fn parse_hops(to: Net, mut bytes: &[u8]) -> Result<Vec<Way>, Malformed> {
         let length = usize::from(u16::from_ne_bytes([low, high]));
         let hop =
             bytes.get(HOP_LEN..length).ok_or_else(|| Malformed(format!("a next hop of {length} bytes")))?;
+        let (mut gateway, mut other_family) = (None, false);
         for attribute in frame::attributes(hop) {
             let attribute = attribute?;
-            if let (true, Ok(gateway)) =
-                (attribute.kind() == u16::from(Rta::Gateway), <[u8; 4]>::try_from(attribute.value()))
-            {
-                let gateway = Ipv4Addr::from(gateway).into();
-                ways.push(Way { to, oif: u32::from_ne_bytes(oif), gateway });
+            if attribute.kind() == u16::from(Rta::Gateway) {
+                gateway =
+                    <[u8; 4]>::try_from(attribute.value()).ok().map(|octets| Ipv4Addr::from(octets).into());
             }
+            other_family |= attribute.kind() == RTA_VIA;
+        }
+        if !other_family {
+            ways.push(Way { to, oif: u32::from_ne_bytes(oif), gateway, mtu });
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }

@@ -63,11 +63,16 @@ fn the_kernels_messages_read_as_what_they_say() {
         name: "tunl0".to_owned(),
         mtu: 1452,
         kind: Some("ipip".to_owned()),
+        remote: None,
         up: true,
         addresses: Vec::new(),
         switches: Switches::default(),
     };
     assert_eq!(parse_link(&tunnel()), Ok(link));
+    let mut to_peer = tunnel();
+    let at = to_peer.windows(8).position(|window| window == hex("08000300 00000000")).unwrap();
+    to_peer[at + 4..at + 8].copy_from_slice(&[192, 0, 2, 2]); // IFLA_IPTUN_REMOTE
+    assert_eq!(parse_link(&to_peer).map(|link| link.remote), Ok(Some(v4(2))));
     assert_eq!(parse_address(&address_with_peer()), Ok(Some((6, v4(1)))));
     let expected =
         RouteTo { oif: 6, gateway: Some(v4(2)), prefsrc: Some(v4(1)), mtu: Some(1300), unicast: true };
@@ -88,18 +93,24 @@ const HOPS: &str = concat!(
 );
 
 #[test]
-fn ways_are_the_main_tables_routes_with_a_next_hop() {
+fn ways_are_the_main_tables_routes() {
     let to = Net { addr: [10, 77, 2, 0].into(), prefix: 24 };
     let single = way("0800 0500 c0000202  0800 0400 06000000"); // RTA_GATEWAY, RTA_OIF
-    let by_b = Way { to, oif: 6, gateway: v4(2) };
+    let by_b = Way { to, oif: 6, gateway: Some(v4(2)), mtu: None };
     assert_eq!(parse_ways(&single), Ok(vec![by_b]));
-    let by_c = Way { to, oif: 7, gateway: v4(3) };
+    let by_c = Way { oif: 7, gateway: Some(v4(3)), ..by_b };
     assert_eq!(parse_ways(&way(HOPS)), Ok(vec![by_b, by_c]));
+    let metrics = "0c00 0800 0800 0200 64050000"; // RTA_METRICS: RTAX_MTU 1380
+    let both = [by_b, by_c].map(|way| Way { mtu: Some(1380), ..way });
+    assert_eq!(parse_ways(&way(&[HOPS, metrics].concat())), Ok(both.to_vec()));
     let default = hex("02 00 00 00 fe 03 00 01 00000000  0800 0500 c0000202  0800 0400 06000000");
     let everywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
     assert_eq!(parse_ways(&default), Ok(vec![Way { to: everywhere, ..by_b }]));
 
-    assert_eq!(parse_ways(&way("0800 0400 06000000")), Ok(vec![]), "directly on the link");
+    let direct = Way { gateway: None, ..by_b };
+    assert_eq!(parse_ways(&way("0800 0400 06000000")), Ok(vec![direct]), "directly on the link");
+    let hop = "0c00 0900  0800 00 00 06000000"; // RTA_MULTIPATH; rtnexthop without attributes
+    assert_eq!(parse_ways(&way(hop)), Ok(vec![direct]));
     let via_ipv6 = way("1600 1200 0a00 00000000000000000000000000000001 0000  0800 0400 06000000"); // RTA_VIA
     assert_eq!(parse_ways(&via_ipv6), Ok(vec![]));
     for (at, value, what) in [(4, 0xff, "table local"), (4, 0, "a table above 255"), (7, 6, "blackhole")] {
@@ -184,7 +195,7 @@ fn the_loopback_is_as_everywhere() {
     let switches = Switches { disable_xfrm: Some(true), disable_policy: Some(true) };
     assert_eq!(lo.switches, switches);
     // Whatever routes there are here, the dump comes to its end.
-    assert!(socket.ways().unwrap().iter().all(|way| way.gateway.is_ipv4() && way.oif > 0));
+    assert!(socket.ways().unwrap().iter().all(|way| way.gateway.is_none_or(|gateway| gateway.is_ipv4())));
     if lo.up {
         assert!(lo.addresses.contains(&Ipv4Addr::LOCALHOST.into()), "{lo:?}");
         let route = socket.route_to(Ipv4Addr::LOCALHOST.into()).unwrap().unwrap();

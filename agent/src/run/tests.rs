@@ -136,6 +136,7 @@ impl Whole {
             kernel_changed: Arc::default(),
             wanted: to_write,
             probes: to_probe,
+            needs_mtu_advice: watch::channel(false).0,
         };
         let (events, inbox) = mpsc::channel(8);
         let (end, shutdown) = Shutdown::manual();
@@ -346,6 +347,7 @@ async fn the_death_of_the_kernels_thread_ends_the_process() {
         kernel_changed: Arc::default(),
         wanted: watch::channel(None).0,
         probes: watch::channel(None).0,
+        needs_mtu_advice: watch::channel(false).0,
     };
     let (_events, inbox) = mpsc::channel(1);
     let (_end, shutdown) = Shutdown::manual();

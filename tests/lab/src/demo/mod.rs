@@ -208,20 +208,20 @@ impl<'a> Story<'a> {
     fn mend_mtu(&mut self, report: &mut Report) -> Result<()> {
         chapter(3, "The tunnel's MTU");
         let (agent, node) = self.overlay.agents()?.pop().context("there is no agent")?;
-        let patch = "kubectl patch felixconfiguration";
+        let advice = "is too large: at most ";
         let mut finding = String::new();
         until("the agent to name the MTU", PATIENCE, || {
             let log = self.lab.kubectl(&["-n", NAMESPACE, "logs", &agent])?;
-            let named = |line: &&str| line.contains(&TUNNEL_MTU.to_string()) && line.contains(patch);
+            let named = |line: &&str| line.contains(&TUNNEL_MTU.to_string()) && line.contains(advice);
             finding = log.lines().find(named).unwrap_or_default().to_owned();
             Ok(!finding.is_empty())
         })?;
-        let limit = number_after(&finding, "ipipMTU").context("the agent's command names no MTU")?;
+        let limit = number_after(&finding, advice).context("the agent names no MTU")?;
         say(&format!("ESP needs room. The agent of {node} says:\n\n    {finding}\n"));
         self.lab.set_tunnel_mtu(limit)?;
         say(&format!(
-            "There is no Calico in the lab to obey that command, so the lab does what Calico's felix would: tunl0 has an \
-             MTU of {limit} on every node now."
+            "With Calico the agent names the command for your installation. The lab has none, and does what its felix would: \
+             tunl0 and the routes over it have an MTU of {limit} on every node now."
         ));
         let mut waiting: Vec<String> = self.lab.nodes().iter().map(|node| node.name.clone()).collect();
         until("the agents to see the mended MTU", PATIENCE, || {

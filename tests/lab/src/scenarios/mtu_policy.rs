@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::cluster::until;
+use super::cluster::{kubectl_with, until};
 use super::enforcing::{self, Totals};
 use super::manager;
-use super::overlay::PATIENCE;
+use super::overlay::{NAMESPACE, Overlay, PATIENCE};
 use super::ring::Ring;
 use crate::lab::{Lab, TUNNEL_MTU};
 use crate::scenario::{Installed, Profile, Report, Run, Scenario};
@@ -26,6 +26,7 @@ const ROOM: u32 = 1452;
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
     let lab = overlay.lab;
     let mut totals = Totals::default();
+    let mut advice = Vec::new();
     let cramped = totals.event(report, probe, "kubectl apply, without room in the tunnel", false, || {
         overlay.apply_with("SECUREOVERLAY_MTU_POLICY", "block")?;
         until("the first key to be in use, by nobody", PATIENCE, || {
@@ -35,9 +36,13 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
             }))
         })?;
         until("every node to name the MTU", PATIENCE, || Ok(named(lab)? == lab.nodes().len()))?;
+        advice = advised(overlay)?;
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;
+    for (installed, command, found) in advice {
+        report.check(found.contains(command), format!("{installed}: `{command}` advised, in: {found}"));
+    }
     let (clear, sent) = (cramped.wire.ipip, cramped.probes.sent);
     report.check(clear >= sent, format!("{clear} packets in the clear for {sent} probes"));
     // Probes of whether ESP passes are ESP, two packets for each direction, and two more a minute.
@@ -63,6 +68,73 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     totals.tell(report);
     overlay.apply()?;
     overlay.wait_rolled_out()
+}
+
+/// What shows how Calico was installed, as it is found in the API: its DaemonSet, here without pods, as `calico.yaml` makes
+/// it and without the variable, and the operator's kind.
+const CALICO_NODE: &str = r#"
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: calico-node, namespace: kube-system}
+spec:
+  selector: {matchLabels: {k8s-app: calico-node}}
+  template:
+    metadata: {labels: {k8s-app: calico-node}}
+    spec:
+      nodeSelector: {secureoverlay.io/lab: no-node}
+      containers:
+      - name: calico-node
+        image: none.invalid/calico-node
+        env: ENV
+"#;
+const FROM_CONFIG_MAP: &str =
+    "[{name: FELIX_IPINIPMTU, valueFrom: {configMapKeyRef: {name: calico-config, key: veth_mtu}}}]";
+const OPERATOR: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: installations.operator.tigera.io}
+spec:
+  group: operator.tigera.io
+  names: {kind: Installation, plural: installations}
+  scope: Cluster
+  versions:
+  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
+";
+
+/// For each kind of installation, the command that `check` has to advise in an agent's pod, and what it advises.
+fn advised(overlay: &Overlay<'_>) -> Result<Vec<(&'static str, &'static str, String)>> {
+    let lab = overlay.lab;
+    let (agent, _) = overlay.agents()?.pop().context("there is no agent")?;
+    let check = || -> Result<String> {
+        // It exits with 1, for the tunnel is too large.
+        let program = ["--", "/ucp-secureoverlay-agent", "check"];
+        let out = lab.kubectl_command().args(["-n", NAMESPACE, "exec", &agent]).args(program).output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        Ok(text.lines().find(|line| line.contains("is too large")).unwrap_or(&text).to_owned())
+    };
+    let kinds = [
+        ("no Calico", "not Calico's", None),
+        ("calico.yaml", "patch configmap calico-config", Some(CALICO_NODE.replace("ENV", FROM_CONFIG_MAP))),
+        ("another Calico", "patch felixconfiguration default", Some(CALICO_NODE.replace("ENV", "[]"))),
+        ("Calico's operator", "patch installations.operator.tigera.io default", Some(OPERATOR.to_owned())),
+    ];
+    let mut all = Vec::new();
+    for (installed, command, objects) in kinds {
+        if let Some(objects) = &objects {
+            lab.apply(objects)?;
+        }
+        // A new kind is served a moment after it was made.
+        let mut found = String::new();
+        drop(until("the advice to follow", PATIENCE / 4, || {
+            found = check()?;
+            Ok(found.contains(command))
+        }));
+        if let Some(objects) = &objects {
+            kubectl_with(lab, &["delete", "-f", "-"], objects)?;
+        }
+        all.push((installed, command, found));
+    }
+    Ok(all)
 }
 
 /// How many nodes say that their tunnel is too large.
