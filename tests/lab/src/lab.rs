@@ -225,7 +225,7 @@ impl Lab {
                 node.write_cni(&state)?;
             }
         }
-        self.on_all_nodes(|node| node.exec_ok(&["ip", "link", "set", "tunl0", "mtu", &mtu.to_string()]))?;
+        self.on_all_nodes(|node| node.exec_ok(&["sh", "/lab/node/routes.sh", "calico", &mtu.to_string()]))?;
         Ok(())
     }
 

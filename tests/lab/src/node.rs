@@ -25,6 +25,7 @@ use crate::uml::Uml;
 const BOOT: &str = include_str!("node/boot.sh");
 const KUBELET: &str = include_str!("node/kubelet.sh");
 const KUBELET_CONFIGURATION: &str = include_str!("node/kubelet.yaml");
+const ROUTES: &str = include_str!("node/routes.sh");
 
 /// Memory of a node's guest; it is taken from the host only as it is used.
 const MEMORY: &str = "2G";
@@ -66,6 +67,7 @@ impl Node {
         fs::copy(pki.path("ca.crt"), dir.join("ca.crt")).context("copying the authority's certificate")?;
         for (name, text) in [
             ("boot.sh", BOOT),
+            ("routes.sh", ROUTES),
             ("kubelet.sh", KUBELET),
             ("kubelet.yaml", KUBELET_CONFIGURATION),
             ("containerd.toml", parts.programs.release.containerd),
@@ -105,15 +107,15 @@ impl Node {
         fs::write(self.directory().join("environment"), text).context("writing the node's environment")
     }
 
-    /// Configuration of the pod network; the MTU is that of pods which start from now on.
+    /// Configuration of the pod network: as under Calico a pair of devices and a /32 route for each pod. The MTU is that
+    /// of pods which start from now on.
     pub fn write_cni(&self, state: &State) -> Result<()> {
         let network = serde_json::json!({
-            "cniVersion": "0.3.1", "name": "pods", "type": "bridge", "bridge": "cni0",
-            "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false, "mtu": state.tunnel_mtu,
+            "cniVersion": "0.3.1", "name": "pods", "type": "ptp", "ipMasq": false, "mtu": state.tunnel_mtu,
             "ipam": {"type": "host-local", "ranges": [[{
                 "subnet": self.pod_cidr,
                 "rangeStart": format!("10.244.{}.10", self.index), "rangeEnd": format!("10.244.{}.230", self.index),
-            }]]},
+            }]], "routes": [{"dst": "0.0.0.0/0"}]},
         });
         let file = self.directory().join("10-pods.conf");
         fs::write(&file, network.to_string()).with_context(|| format!("writing {}", file.display()))

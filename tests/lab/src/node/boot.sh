@@ -11,12 +11,9 @@ for controller in cpu io memory pids; do
     echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
 done
 
-# As Calico does in IPIP mode: one tunnel device, and a route through it to each peer's pods.
-ip link set tunl0 mtu "$TUNNEL_MTU" up
+# As Calico does in IPIP mode: one tunnel device with an address of the node's own, and routes through it.
 ip addr add "$TUNNEL_IP/32" dev tunl0
-for peer in $PEERS; do
-    ip route add "${peer%,*}" via "${peer#*,}" dev tunl0 onlink
-done
+sh /lab/node/routes.sh calico
 
 mkdir -p /etc/cni /etc/containerd
 rm -rf /etc/cni/net.d

@@ -1,7 +1,7 @@
 //! A host that belongs to nobody's cluster sends plaintext, replays, forgeries and what old keys made: no pod gets any of
 //! it, and the node's counters say why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -158,7 +158,7 @@ struct Victim<'a> {
     node: &'a Node,
     mac: Mac,
     /// All that the node itself receives at.
-    addresses: Vec<Ipv4Addr>,
+    addresses: BTreeSet<Ipv4Addr>,
     pod: Ipv4Addr,
     /// A process in the pod.
     prober: String,
@@ -260,8 +260,8 @@ fn is_ours(packet: &Packet) -> bool {
     packet.frame.get(6..12) == Some(&MAC[..])
 }
 
-/// The addresses in what `ip -4 -o address` prints.
-fn addresses(shown: &str) -> Vec<Ipv4Addr> {
+/// The addresses in what `ip -4 -o address` prints, each once: the devices of a node's pods share one.
+fn addresses(shown: &str) -> BTreeSet<Ipv4Addr> {
     let address = |line: &str| line.split_once(" inet ")?.1.split(['/', ' ']).next()?.parse().ok();
     shown.lines().filter_map(address).collect()
 }
@@ -291,9 +291,10 @@ mod tests {
     fn addresses_are_those_of_all_interfaces() {
         let shown = "2: vec0    inet 10.200.0.11/24 scope global vec0\\       valid_lft forever preferred_lft forever\n\
                      3: tunl0    inet 10.244.1.240/32 scope global tunl0\\       valid_lft forever\n\
-                     5: cni0    inet 10.244.1.1/24 brd 10.244.1.255 scope global cni0\\       valid_lft forever\n";
+                     5: veth1c    inet 10.244.1.1/32 scope global veth1c\\       valid_lft forever\n\
+                     6: veth2d    inet 10.244.1.1/32 scope global veth2d\\       valid_lft forever\n";
         let found: Vec<String> = addresses(shown).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["10.200.0.11", "10.244.1.240", "10.244.1.1"]);
+        assert_eq!(found, ["10.200.0.11", "10.244.1.1", "10.244.1.240"]);
     }
 
     #[test]
