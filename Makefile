@@ -13,15 +13,13 @@ $(shell mkdir -p $(CARGO_TARGET_DIR) && [ "$$(cat $(CARGO_TARGET_DIR)/checkout 2
 	|| { find . -name '*.rs' -not -path './target/*' -exec touch {} + && echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/checkout; })
 
 CARGO := cargo --locked
+# All members at once, always: what is built for one stage has the features that the next one needs, and is built once.
 LAB := cargo lab
 
-# Every scenario of the gate. They share one lab, and neighbours that can an installation.
-SCENARIOS := plain encrypt esp-blocked delete enable wire suites disable rotate flush limits junk not-a-removal \
-	reboot crash upgrade join-leave mtu-policy rotate-timed straggler partition rotate-faults reapply mke-manifest \
-	foreign intruder leaks mtu bench-netlink
 # Seconds that each fuzz target runs in the gate; `make fuzz` has its own idea of enough.
 FUZZ_SECONDS ?= 5
 
+, := ,
 stage = @printf '\n\033[1m== %s\033[0m\n' $(1)
 
 .PHONY: help
@@ -33,14 +31,19 @@ demo: ## The main job on a real cluster, told step by step.
 	$(CARGO) build --package secureoverlay-lab
 	$(LAB) demo
 
+# Scenarios mostly wait: what needs no cluster of theirs runs meanwhile, but not while gaps or speed are judged.
+BESIDE := sim fuzz-gate kernel-tests api-tests
+
 .PHONY: test
-test: tools check unit sim fuzz-gate kernel-tests api-tests scenarios ## The gate: lints, unit tests, simulator, real kernel, real API server, every scenario.
+test: tools check unit ## The gate: lints, unit tests, simulator, real kernel, real API server, every scenario.
+	$(call stage,'scenarios on a real cluster$(,) and beside them: $(BESIDE)')
+	$(LAB) run all --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'make test: ok')
 
 .PHONY: test-full
-test-full: tools check unit sim fuzz-gate kernel-tests api-tests ## The same with the long figures.
-	$(call stage,'scenarios, long profile')
-	$(LAB) run --full $(SCENARIOS)
+test-full: tools check unit ## The same with the long figures.
+	$(call stage,'scenarios at length$(,) and beside them: $(BESIDE)')
+	$(LAB) run all --full --beside 'make --no-print-directory $(BESIDE)'
 
 .PHONY: tools
 tools: # What tests need beside Rust: a second implementation of the wire scheme, and libFuzzer's C++.
@@ -68,15 +71,18 @@ unit: ## Unit tests: no privileges, no network.
 
 # Steps of the simulator in the gate.
 SIM_STEPS ?= 100000
+# Built with a test beside it, because tests turn on features of what both depend on.
+SIMULATOR := $(CARGO) build --workspace --quiet --bin secureoverlay-sim --test kernel \
+	&& $(CARGO_TARGET_DIR)/debug/secureoverlay-sim
 
 .PHONY: sim
 sim: ## Simulated clusters full of faults, and wrong variants that must be noticed.
 	$(call stage,'simulator')
-	$(CARGO) run --quiet --package secureoverlay-sim -- --steps $(SIM_STEPS)
+	$(SIMULATOR) --steps $(SIM_STEPS)
 
 .PHONY: soak
 soak: ## The same without end, from seeds that nobody has tried.
-	$(CARGO) run --quiet --package secureoverlay-sim -- --soak --first $$(date +%s)000
+	$(SIMULATOR) --soak --first $$(date +%s)000
 
 .PHONY: fuzz-gate
 fuzz-gate: ## Every parser of bytes from outside, for seconds.
@@ -98,6 +104,7 @@ kernel-tests: ## The driver against a real kernel with IPsec, in a guest.
 	$(CARGO) test --workspace --test guest_command
 
 .PHONY: api-tests
+api-tests: export SECUREOVERLAY_LAB ?= api
 api-tests: ## Manager and manifests against a real API server.
 	$(call stage,'real API server')
 	$(CARGO) test --workspace --test api_server --no-run --quiet
@@ -108,7 +115,15 @@ api-tests: ## Manager and manifests against a real API server.
 .PHONY: scenarios
 scenarios: ## Every scenario on a real cluster, in the short profile.
 	$(call stage,'scenarios on a real cluster')
-	$(LAB) run $(SCENARIOS)
+	$(LAB) run all
+
+# How often `make flake` repeats.
+N ?= 20
+
+.PHONY: flake
+flake: ## One scenario N times in one lab: make flake SCENARIO=foreign N=20
+	@test -n "$(SCENARIO)" || { echo 'make flake SCENARIO=NAME [N=20]; cargo lab list names the scenarios'; exit 1; }
+	$(LAB) run --times $(N) $(SCENARIO)
 
 .PHONY: deny
 deny: ## Licenses and sources of the dependencies (installs cargo-deny).

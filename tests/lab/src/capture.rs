@@ -14,10 +14,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::cache::packages::install_missing;
 use crate::network::{BRIDGE, HOST, inside, within};
 use crate::pcap::{self, Packet};
-use crate::state::DIRECTORY;
+use crate::place::Place;
 use crate::wait::wait_until;
 
 /// The port of RFC 863: nobody answers.
@@ -106,8 +105,7 @@ impl Capture {
     /// Starts recording into `path`, or into a file of the lab's own named after `name`; when this returns, the
     /// capture has begun.
     pub fn start(name: &str, path: Option<&Path>) -> Result<Self> {
-        install_missing(&[("tcpdump", "tcpdump")])?;
-        let directory = Path::new(DIRECTORY).join("captures");
+        let directory = Place::here().directory().join("captures");
         fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
         let path = path.map_or_else(|| directory.join(format!("{name}.pcap")), Path::to_owned);
         // Promiscuous, a bridge passes forwarded frames up too: each once, not once a port.

@@ -1,12 +1,12 @@
 //! The command line.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::cache::kubernetes::Kubernetes;
@@ -19,19 +19,23 @@ use crate::kernel_command::{self, KernelArgs};
 use crate::lab::Lab;
 use crate::largest;
 use crate::lifecycle;
-use crate::product;
-use crate::progress::note;
-use crate::scenario::{self, Profile};
+use crate::place::{LAB_VARIABLE, Place};
+use crate::progress::{note, seconds};
+use crate::run_command::{self, RunArgs};
+use crate::scenario::{Profile, Tier};
 use crate::scenarios;
-use crate::state::{DIRECTORY, Lock};
+use crate::state::Lock;
 
 /// Nodes of a lab for which no other number is asked.
-const NODES: u8 = 3;
+pub const NODES: u8 = 3;
 
 /// A real Kubernetes cluster with a kernel per node, on one small machine.
 #[derive(Debug, Parser)]
 #[command(name = "cargo lab", version, max_term_width = 110)]
 struct Cli {
+    /// Which lab is meant: several may run beside each other.
+    #[arg(long, global = true, env = LAB_VARIABLE, value_name = "NAME", value_parser = Place::new)]
+    lab: Option<Place>,
     #[command(subcommand)]
     command: Cmd,
 }
@@ -47,7 +51,7 @@ enum Cmd {
         #[arg(long, default_value = "1.37")]
         kubernetes: Kubernetes,
     },
-    /// Remove the cluster and everything that belongs to it, also after a crash.
+    /// Remove every lab of this machine, or the one that is named, and everything that belongs to it, also after a crash.
     Down,
     /// Show what runs.
     Status,
@@ -87,21 +91,18 @@ enum Cmd {
         #[arg(long, value_name = "FILE")]
         pcap: Option<PathBuf>,
     },
-    /// Run scenarios, in this lab or in one made for it; prints one line of JSON for each.
-    Run {
-        #[arg(required = true)]
+    /// Run scenarios, in this lab or in labs made for it; prints one line of JSON for each.
+    Run(RunArgs),
+    /// What `run` starts for each lane.
+    #[command(hide = true)]
+    Lane {
         scenarios: Vec<String>,
-        /// The long figures.
-        #[arg(long)]
-        full: bool,
-        /// Keep a lab that was made for this.
-        #[arg(long)]
-        keep: bool,
-        /// Version of Kubernetes; otherwise that of the lab that runs, or today's.
+        #[command(flatten)]
+        profile: Profile,
         #[arg(long)]
         kubernetes: Option<Kubernetes>,
     },
-    /// Name the scenarios.
+    /// Name the scenarios, and say which the gate runs, how long each takes, and which need the machine for themselves.
     List,
     /// Tell the whole story, for somebody who has never seen it: `make demo`.
     Demo {
@@ -126,7 +127,12 @@ enum Cmd {
 
 /// Parses the command line, does what it says, and turns errors into messages.
 pub fn main() -> ExitCode {
-    let result = dispatch(Cli::parse());
+    let mut cli = Cli::parse();
+    let named = cli.lab.take();
+    if let Some(place) = named.clone() {
+        place.choose();
+    }
+    let result = dispatch(cli.command, named);
     interrupt::let_it_finish();
     match result {
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
@@ -137,20 +143,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<i32> {
-    if !matches!(cli.command, Cmd::List) {
+fn dispatch(command: Cmd, named: Option<Place>) -> Result<i32> {
+    if !matches!(command, Cmd::List) {
         host::must_be_root()?;
     }
-    match cli.command {
+    let place = Place::here();
+    match command {
         Cmd::Up { nodes, kubernetes } => {
-            let lock = Lock::take()?;
-            interrupt::remove_lab_on_interrupt(true)?;
+            let lock = Lock::take(place)?;
+            interrupt::remove_on_interrupt(vec![place.clone()])?;
             let lab = Lab::up(&lock, nodes, kubernetes)?;
             eprintln!("{}", lab.status());
         }
         Cmd::Down => {
-            let _lock = Lock::take()?;
-            lifecycle::remove()?;
+            for place in named.map_or_else(Place::all, |place| [place].into()) {
+                let _lock = Lock::take(&place)?;
+                lifecycle::remove(&place)?;
+            }
         }
         Cmd::Status => println!("{}", Lab::running()?.status()),
         Cmd::Kubectl { arguments } => return here(Lab::running()?.kubectl_command().args(arguments)),
@@ -160,11 +169,11 @@ fn dispatch(cli: Cli) -> Result<i32> {
         Cmd::Exec { node, command } => return Lab::running()?.node(&node)?.exec_here(&command),
         Cmd::Logs { what } => logs(what.as_deref())?,
         Cmd::Reboot { node, graceful } => {
-            let _lock = Lock::take()?;
+            let _lock = Lock::take(place)?;
             Lab::running()?.reboot(&node, graceful)?;
         }
         Cmd::LoadImages => {
-            let _lock = Lock::take()?;
+            let _lock = Lock::take(place)?;
             Lab::running()?.load_images()?;
         }
         Cmd::Capture { seconds, pcap } => {
@@ -175,27 +184,21 @@ fn dispatch(cli: Cli) -> Result<i32> {
             println!("{}", serde_json::to_string(&captured.counts()).context("encoding the counts")?);
             note(captured.path.display().to_string());
         }
-        Cmd::Run { scenarios, full, keep, kubernetes } => {
-            let chosen = scenario::named(&scenarios)?;
-            let profile = if full { Profile::Full } else { Profile::Short };
-            let count = chosen.len();
-            // What is measured in a guest alone comes last, when a lab that was made for the others is gone.
-            let (clusters, guests): (Vec<_>, Vec<_>) =
-                chosen.into_iter().partition(|scenario| scenario.needs_cluster());
-            let mut failed = Vec::new();
-            if !clusters.is_empty() {
-                with_lab(keep, kubernetes, |lab| {
-                    failed = scenario::run_all(Some(lab), &clusters, profile);
-                    Ok(0)
-                })?;
-            }
-            failed.extend(scenario::run_all(None, &guests, profile));
-            return Ok(i32::from(!scenario::conclude(count, &failed)));
+        Cmd::Run(args) => return run_command::run(&args),
+        Cmd::Lane { scenarios, profile, kubernetes } => {
+            return run_command::lane(&scenarios, profile, kubernetes);
         }
-        Cmd::Demo { keep } => return with_lab(keep, None, |lab| Ok(i32::from(!demo::run(lab)?))),
+        Cmd::Demo { keep } => return tell(keep),
         Cmd::List => {
             for scenario in scenarios::ALL {
-                println!("{:16} {}", scenario.name, scenario.about);
+                let tier = if scenario.tier == Tier::Gate { "gate" } else { "full" };
+                let place = if scenario.alone { "alone" } else { "lane" };
+                let time = seconds(scenario.estimate);
+                print!("{:14} {tier} {place:5} {time:>6}  {}", scenario.name, scenario.about);
+                match scenario.tier {
+                    Tier::Gate => println!(),
+                    Tier::FullOnly { reason } => println!(" (not in the gate: {reason})"),
+                }
             }
         }
         Cmd::Kernel(args) => return kernel_command::run(&args),
@@ -205,41 +208,18 @@ fn dispatch(cli: Cli) -> Result<i32> {
     Ok(0)
 }
 
-/// Does something with the lab that runs and the images of now, or with a lab made for it. The images are built while
-/// the lab comes up, which takes minutes the first time.
-fn with_lab(
-    keep: bool,
-    kubernetes: Option<Kubernetes>,
-    action: impl FnOnce(&Lab) -> Result<i32>,
-) -> Result<i32> {
-    let lock = Lock::take()?;
-    let (lab, ours) = match Lab::attach()? {
-        Some(lab) => {
-            let version = lab.release().version;
-            ensure!(
-                kubernetes.is_none_or(|wanted| wanted.release().version == version),
-                "the lab on this machine is of Kubernetes {version}; `cargo lab down` removes it"
-            );
-            (lab, false)
-        }
-        None => {
-            interrupt::remove_lab_on_interrupt(!keep)?;
-            let up = thread::scope(|scope| {
-                let programs =
-                    scope.spawn(|| product::programs().inspect_err(|error| note(format!("{error:#}"))));
-                let up = Lab::up(&lock, NODES, kubernetes.unwrap_or_default());
-                drop(programs.join());
-                up
-            });
-            (up?, true)
-        }
-    };
-    // An image that cannot be built says so here.
-    let status = lab.load_images().and_then(|()| action(&lab));
-    if ours && !keep {
+/// The story, on the lab that runs or on one made for it.
+fn tell(keep: bool) -> Result<i32> {
+    let lock = Lock::take(Place::here())?;
+    let running = Lab::attach()?;
+    let kept = keep || running.is_some();
+    interrupt::remove_on_interrupt(if kept { Vec::new() } else { vec![Place::here().clone()] })?;
+    let lab = running.map_or_else(|| Lab::up_with_programs(&lock, NODES, Kubernetes::default()), Ok)?;
+    let told = lab.load_images().and_then(|()| demo::run(&lab));
+    if !kept {
         lab.down(&lock)?;
     }
-    status
+    Ok(i32::from(!told?))
 }
 
 /// Runs a command with this process's streams and takes over its exit status.
@@ -273,8 +253,9 @@ fn logs(what: Option<&str>) -> Result<()> {
 }
 
 fn log_directories() -> Vec<(PathBuf, String)> {
-    let mut all = vec![(Path::new(DIRECTORY).join("logs"), String::new())];
-    for node in fs::read_dir(Path::new(DIRECTORY).join("nodes")).into_iter().flatten().flatten() {
+    let directory = Place::here().directory();
+    let mut all = vec![(directory.join("logs"), String::new())];
+    for node in fs::read_dir(directory.join("nodes")).into_iter().flatten().flatten() {
         all.push((node.path(), format!("{}/", node.file_name().to_string_lossy())));
     }
     all

@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use crate::cache::kubernetes::Programs;
 use crate::network::{self, inside};
 use crate::pki::Pki;
+use crate::place::Place;
 use crate::process::{self, Recorded};
 use crate::run::{last_lines, output};
-use crate::state::{DIRECTORY, MEMORY};
 use crate::wait::wait_until;
 
 /// Name of the API server's process in the lab's state.
@@ -19,28 +19,27 @@ pub const API_SERVER: &str = "kube-apiserver";
 
 /// The administrator's kubeconfig.
 pub fn kubeconfig() -> PathBuf {
-    Path::new(DIRECTORY).join("kubeconfig")
+    Place::here().directory().join("kubeconfig")
 }
 
 /// Log of a process of the control plane.
 pub fn log(name: &str) -> PathBuf {
-    Path::new(DIRECTORY).join("logs").join(format!("{name}.log"))
+    Place::here().directory().join("logs").join(format!("{name}.log"))
 }
 
 fn pki_file(name: &str) -> String {
-    format!("{DIRECTORY}/pki/{name}")
+    Place::here().directory().join("pki").join(name).display().to_string()
 }
 
 /// Starts a process of the control plane.
 pub fn start(name: &str, program: &Path, arguments: &[String]) -> Result<Recorded> {
-    fs::create_dir_all(log(name).parent().unwrap_or(Path::new(DIRECTORY)))
-        .context("making the log directory")?;
+    fs::create_dir_all(Place::here().directory().join("logs")).context("making the log directory")?;
     process::start(&network::namespace(), &log(name), program, arguments)
 }
 
 /// Starts etcd; its data is in memory.
 pub fn start_etcd(programs: &Programs) -> Result<Recorded> {
-    let data = Path::new(MEMORY).join("etcd");
+    let data = Place::here().memory().join("etcd");
     fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
     start(
         "etcd",
@@ -99,7 +98,7 @@ pub fn wait_for_api_server(programs: &Programs, process: &Recorded) -> Result<()
 /// Starts the controller manager.
 pub fn start_controller_manager(programs: &Programs, pki: &Pki) -> Result<Recorded> {
     let name = "kube-controller-manager";
-    let config = Path::new(DIRECTORY).join("controller-manager.kubeconfig");
+    let config = Place::here().directory().join("controller-manager.kubeconfig");
     pki.kubeconfig(&config, "system:kube-controller-manager", None)?;
     start_controller(
         programs,
@@ -113,7 +112,7 @@ pub fn start_controller_manager(programs: &Programs, pki: &Pki) -> Result<Record
             // A node that says nothing is not ready after 25 s instead of 40; its kubelet says something every 10 s.
             "--node-monitor-period=2s".into(),
             "--node-monitor-grace-period=25s".into(),
-            format!("--cert-dir={MEMORY}/{name}"),
+            format!("--cert-dir={}", Place::here().memory().join(name).display()),
         ],
     )
 }
@@ -121,7 +120,7 @@ pub fn start_controller_manager(programs: &Programs, pki: &Pki) -> Result<Record
 /// Starts the scheduler.
 pub fn start_scheduler(programs: &Programs, pki: &Pki) -> Result<Recorded> {
     let name = "kube-scheduler";
-    let config = Path::new(DIRECTORY).join("scheduler.kubeconfig");
+    let config = Place::here().directory().join("scheduler.kubeconfig");
     pki.kubeconfig(&config, "system:kube-scheduler", None)?;
     start_controller(
         programs,
@@ -129,7 +128,7 @@ pub fn start_scheduler(programs: &Programs, pki: &Pki) -> Result<Recorded> {
         &[
             format!("--kubeconfig={}", config.display()),
             "--leader-elect=false".into(),
-            format!("--cert-dir={MEMORY}/{name}"),
+            format!("--cert-dir={}", Place::here().memory().join(name).display()),
         ],
     )
 }

@@ -32,17 +32,17 @@ pub fn must_be_root() -> Result<()> {
 
 /// Installs what a cluster needs on the host beyond that.
 pub fn install_tools() -> Result<()> {
-    install_missing(&[("nft", "nftables"), ("nsenter", "util-linux")])
+    install_missing(&[("nft", "nftables"), ("nsenter", "util-linux"), ("tcpdump", "tcpdump")])
 }
 
-/// Refuses machines that are too small for a cluster of so many nodes.
-pub fn must_be_large_enough(nodes: u8, release: &Release) -> Result<()> {
+/// Refuses machines that are too small for so many labs, with clusters of so many nodes.
+pub fn must_be_large_enough(nodes: u8, labs: u8, release: &Release) -> Result<()> {
     // Measured: a node 0.6 GiB, the control plane 0.7 GiB; and room to breathe.
-    let needed_mib = 1024 + 800 * u64::from(nodes);
+    let needed_mib = u64::from(labs) * (1024 + 800 * u64::from(nodes));
     let available = available_mib()?;
     ensure!(
         available >= needed_mib,
-        "{nodes} nodes need about {needed_mib} MiB of memory, and {available} MiB are available"
+        "{nodes} nodes in {labs} labs need about {needed_mib} MiB of memory, and {available} MiB are available"
     );
     let dir = cache::directory()?;
     must_hold_guests(needed_mib)?;

@@ -18,11 +18,12 @@ use crate::cache::rootfs;
 use crate::control_plane::{self, API_SERVER};
 use crate::network::{self, inside};
 use crate::node::{Outcome, Parts};
+use crate::place::Place;
 use crate::process::Recorded;
 use crate::product;
 use crate::progress::note;
 use crate::run::{output, output_with_stdin};
-use crate::state::{DIRECTORY, Node, State};
+use crate::state::{Node, State};
 use crate::wait::wait_until;
 
 /// Calico's default for the tunnel of a 1500-byte network.
@@ -40,10 +41,10 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The lab that runs on this machine, if there is one. One whose processes have all been killed is none.
+    /// The lab of this process, if it runs. One whose processes have all been killed is none.
     pub fn attach() -> Result<Option<Self>> {
         let alive = |state: &State| state.processes.values().any(Recorded::is_running);
-        match State::load()? {
+        match State::load(Place::here())? {
             Some(state) if state.complete && network::namespace().exists() && alive(&state) => {
                 let parts = parts(state.kubernetes, !state.nodes.is_empty())?;
                 Ok(Some(Self { nodes: state.nodes.clone(), parts, state: Mutex::new(state) }))
@@ -52,9 +53,10 @@ impl Lab {
         }
     }
 
-    /// The lab that runs on this machine, or advice.
+    /// The lab of this process, which must run.
     pub fn running() -> Result<Self> {
-        Self::attach()?.context("there is no lab on this machine; `cargo lab up` makes one")
+        let name = Place::here().name();
+        Self::attach()?.with_context(|| format!("the lab {name} does not run; `cargo lab up` makes one"))
     }
 
     /// Waits until all nodes are Ready and the default service account exists.
@@ -341,7 +343,7 @@ pub(crate) fn parts(kubernetes: Kubernetes, with_nodes: bool) -> Result<Parts> {
 }
 
 pub(crate) fn images_directory() -> PathBuf {
-    Path::new(DIRECTORY).join("images")
+    Place::here().directory().join("images")
 }
 
 fn is_ready(node: &Value) -> bool {

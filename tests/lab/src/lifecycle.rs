@@ -18,20 +18,22 @@ use crate::host;
 use crate::lab::{self, Lab, TUNNEL_MTU};
 use crate::network;
 use crate::pki::Pki;
+use crate::place::Place;
 use crate::process;
 use crate::product;
 use crate::progress::{note, stage};
-use crate::state::{self, DIRECTORY, Lock, MEMORY, Node, State};
+use crate::state::{self, Lock, Node, State};
 use crate::wait::wait_until;
 
 impl Lab {
     /// Makes a lab; what is left of an earlier one that did not come up, or crashed, is removed first.
     pub fn up(_lock: &Lock, nodes: u8, kubernetes: Kubernetes) -> Result<Self> {
         host::must_be_able_to_run_guests()?;
-        host::must_be_large_enough(nodes, kubernetes.release())?;
+        host::must_be_large_enough(nodes, 1, kubernetes.release())?;
         host::install_tools()?;
         ensure!(Self::attach()?.is_none(), "there is a lab already; `cargo lab down` removes it");
-        remove()?;
+        let place = Place::here();
+        remove(place)?;
         let parts = lab::parts(kubernetes, nodes > 0)?;
         let version = kubernetes.release().version;
         let step = stage(format!("starting a cluster of {nodes} nodes, Kubernetes {version}"), "30 s");
@@ -45,19 +47,33 @@ impl Lab {
         state.save()?;
         let lab = Self { nodes: state.nodes.clone(), parts, state: Mutex::new(state) };
         if let Err(error) = lab.bring_up() {
-            note(
-                "it did not come up; the logs are kept in /run/secureoverlay-lab until the next `up` or `down`",
-            );
-            stop_processes();
+            let directory = place.directory();
+            note(format!(
+                "it did not come up; the logs are kept in {} until the next `up` or `down`",
+                directory.display()
+            ));
+            stop_processes(place);
             return Err(error);
         }
         step.done();
         Ok(lab)
     }
 
+    /// Makes a lab, and builds the programs under test meanwhile, which takes minutes the first time.
+    pub fn up_with_programs(lock: &Lock, nodes: u8, kubernetes: Kubernetes) -> Result<Self> {
+        thread::scope(|scope| {
+            // What can't be built is an error of the first that needs it.
+            let programs =
+                scope.spawn(|| product::programs().inspect_err(|error| note(format!("{error:#}"))));
+            let up = Self::up(lock, nodes, kubernetes);
+            drop(programs.join());
+            up
+        })
+    }
+
     fn bring_up(&self) -> Result<()> {
         network::create(&self.nodes)?;
-        let pki = Pki::create(&Path::new(DIRECTORY).join("pki"))?;
+        let pki = Pki::create(&Place::here().directory().join("pki"))?;
         pki.kubeconfig(&control_plane::kubeconfig(), "lab-admin", Some("system:masters"))?;
         let programs = &self.parts.programs;
         self.record("etcd", control_plane::start_etcd(programs)?)?;
@@ -110,36 +126,36 @@ impl Lab {
 
     /// Removes the lab.
     pub fn down(self, _lock: &Lock) -> Result<()> {
-        remove()
+        remove(Place::here())
     }
 }
 
 /// Removes whatever there is of a lab, running or crashed.
-pub fn remove() -> Result<()> {
-    stop_processes();
-    let left = process::in_namespace(&network::namespace());
+pub fn remove(place: &Place) -> Result<()> {
+    stop_processes(place);
+    let left = process::in_namespace(&place.namespace());
     if !left.is_empty() {
         bail!("processes of the lab do not end: {:?}", left.iter().map(|p| p.pid).collect::<Vec<_>>());
     }
-    network::remove()?;
-    for directory in [DIRECTORY, MEMORY] {
-        if Path::new(directory).exists() {
-            fs::remove_dir_all(directory).with_context(|| format!("removing {directory}"))?;
+    network::remove(place)?;
+    for directory in [place.memory(), place.directory()] {
+        if directory.exists() {
+            fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
         }
     }
     Ok(())
 }
 
-fn stop_processes() {
+fn stop_processes(place: &Place) {
     // What is recorded, and whatever else lives in the lab's own network namespace: a crash may have come
     // between a start and its record.
-    let recorded = State::load().ok().flatten().map(|s| s.processes.into_values().collect::<Vec<_>>());
+    let recorded = State::load(place).ok().flatten().map(|s| s.processes.into_values().collect::<Vec<_>>());
     for process in recorded.unwrap_or_default() {
         process.signal(Signal::SIGKILL);
     }
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let left = process::in_namespace(&network::namespace());
+        let left = process::in_namespace(&place.namespace());
         if left.is_empty() || Instant::now() > deadline {
             return;
         }

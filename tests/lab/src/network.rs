@@ -9,11 +9,10 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
+use crate::place::Place;
 use crate::run::quiet;
 use crate::state::Node;
 
-/// Name of the namespace.
-pub const NAMESPACE: &str = "secureoverlay-lab";
 /// Name of the bridge in it.
 pub const BRIDGE: &str = "br0";
 /// The control plane's address on the bridge.
@@ -29,7 +28,7 @@ pub const PODS: &str = "10.244.0.0/16";
 
 /// The file that names the namespace.
 pub fn namespace() -> PathBuf {
-    Path::new("/run/netns").join(NAMESPACE)
+    Place::here().namespace()
 }
 
 /// A command run in the lab's namespace.
@@ -59,7 +58,7 @@ pub fn within_namespace<T: Send>(file: &Path, action: impl FnOnce() -> T + Send)
 
 /// Makes the namespace, the bridge and the taps.
 pub fn create(nodes: &[Node]) -> Result<()> {
-    quiet(Command::new("ip").args(["netns", "add", NAMESPACE]))
+    quiet(Command::new("ip").args(["netns", "add", &Place::here().namespace_name()]))
         .context("making the lab's network namespace")?;
     ip(&["link", "set", "lo", "up"])?;
     // Learning is not needed on so small a bridge, but multicast snooping would be noise in captures.
@@ -82,9 +81,9 @@ pub fn add_tap(name: &str) -> Result<()> {
 }
 
 /// Removes the namespace and all in it; its processes must have ended.
-pub fn remove() -> Result<()> {
-    if namespace().exists() {
-        quiet(Command::new("ip").args(["netns", "del", NAMESPACE]))
+pub fn remove(place: &Place) -> Result<()> {
+    if place.namespace().exists() {
+        quiet(Command::new("ip").args(["netns", "del", &place.namespace_name()]))
             .context("removing the network namespace")?;
     }
     Ok(())

@@ -16,9 +16,10 @@ use crate::cache::kubernetes::Programs;
 use crate::exec::{self, Request};
 use crate::network;
 use crate::pki::Pki;
+use crate::place::Place;
 use crate::process::{self, Recorded};
 use crate::run::last_lines;
-use crate::state::{DIRECTORY, Node, State};
+use crate::state::{Node, State};
 use crate::uml::Uml;
 
 /// The scripts that the guest runs; they find what differs between nodes in `/lab/node/environment`.
@@ -138,7 +139,7 @@ impl Node {
         for (host, guest) in [
             (cache.display().to_string(), "/lab/cache"),
             (dir.display().to_string(), "/lab/node"),
-            (format!("{DIRECTORY}/images"), "/lab/images"),
+            (Place::here().directory().join("images").display().to_string(), "/lab/images"),
         ] {
             arguments.extend(["--share".into(), format!("{host}:{guest}")]);
         }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,14 @@ impl Recorded {
         if self.is_running() {
             // It may end just now, which is as good.
             let _ = kill(Pid::from_raw(self.pid), signal);
+        }
+    }
+
+    /// Kills it and all of the group that it leads, unless it is gone.
+    pub fn kill_group(&self) {
+        if self.is_running() {
+            // It may end just now, which is as good.
+            let _ = killpg(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }
 
@@ -77,6 +85,9 @@ fn stat(pid: i32) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
+/// Files that the caller of this program has left open, such as a lock, are not for what outlives it.
+const CLOSED: &str = r#"exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec "$@""#;
+
 /// Starts a program in the lab's network namespace, its output appended to `log`.
 pub fn start(netns: &Path, log: &Path, program: &Path, arguments: &[String]) -> Result<Recorded> {
     let file = File::options()
@@ -84,8 +95,8 @@ pub fn start(netns: &Path, log: &Path, program: &Path, arguments: &[String]) -> 
         .append(true)
         .open(log)
         .with_context(|| format!("opening {}", log.display()))?;
-    let child = Command::new("setsid")
-        .arg("nsenter")
+    let child = Command::new("sh")
+        .args(["-c", CLOSED, "sh", "setsid", "nsenter"])
         .arg(format!("--net={}", netns.display()))
         .arg("--")
         .arg(program)

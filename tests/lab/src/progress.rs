@@ -37,8 +37,18 @@ impl Stage {
 
     /// Says that the step is done.
     pub fn done(self) {
+        self.tell();
+    }
+
+    /// The same, of a step that is still needed.
+    pub fn tell(&self) {
         note(format!("{}: done in {:.1} s", self.what, self.started.elapsed().as_secs_f64()));
     }
+}
+
+/// An estimate in words.
+pub fn seconds(count: u32) -> String {
+    if count.is_multiple_of(60) { format!("{} min", count / 60) } else { format!("{count} s") }
 }
 
 /// Tells something worth knowing in one line, and how long after the first one.

@@ -1,25 +1,72 @@
 //! A scenario: something done to a running cluster, with figures and checks, told in one line of JSON.
 
-use std::panic::{self, AssertUnwindSafe};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::Result;
+use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::clean;
 use crate::lab::Lab;
-use crate::progress::{note, stage};
+use crate::progress::note;
+use crate::scenarios::enforcing;
 use crate::scenarios::overlay::{Manifest, Overlay};
 use crate::scenarios::probe::Probe;
-use crate::scenarios::{self, enforcing};
 
-/// How long a scenario may take for its figures.
+/// What is asked of the scenarios of a run.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Profile {
+    /// The long figures; and `all` names the scenarios that are too long for the gate too.
+    #[arg(long)]
+    pub full: bool,
+    /// How long traffic or chaos lasts in the scenarios that leave it running for a while.
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// What scenarios draw their random numbers from: the one that an earlier run printed repeats its draws.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl Profile {
+    /// The same with a seed, drawn if none was given.
+    pub fn seeded(self) -> Self {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
+        Self { seed: Some(self.seed.unwrap_or_else(now)), ..self }
+    }
+
+    /// One value for the gate, another for the long figures.
+    pub fn pick<T>(self, gate: T, full: T) -> T {
+        if self.full { full } else { gate }
+    }
+
+    /// Seconds for which something is left running, unless others were asked for.
+    pub fn lasting(self, gate: u64, full: u64) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(self.pick(gate, full)))
+    }
+
+    /// What to draw from.
+    pub fn seed(self) -> u64 {
+        self.seed.unwrap_or_default()
+    }
+
+    /// The flags that ask another process for the same.
+    pub fn flags(self) -> Vec<String> {
+        let value = |name: &str, value: Option<u64>| value.map(|value| format!("--{name}={value}"));
+        let full = self.full.then(|| "--full".to_owned());
+        full.into_iter().chain(value("seconds", self.seconds)).chain(value("seed", self.seed)).collect()
+    }
+}
+
+/// Which runs a scenario is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
-    /// As short as the checks allow: part of every test run.
-    Short,
-    /// The long figures.
-    Full,
+pub enum Tier {
+    /// Every test run.
+    Gate,
+    /// The long runs alone.
+    FullOnly {
+        /// Why the gate does without it.
+        reason: &'static str,
+    },
 }
 
 /// One scenario.
@@ -28,8 +75,12 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it shows, in a line.
     pub about: &'static str,
-    /// Usual duration of the short profile, for a person.
-    pub estimate: &'static str,
+    /// Which runs it is part of.
+    pub tier: Tier,
+    /// Usual duration in the gate, in seconds.
+    pub estimate: u32,
+    /// It judges gaps or speed: nothing else is to run on this machine meanwhile.
+    pub alone: bool,
     /// What it does.
     pub run: Run,
 }
@@ -55,11 +106,13 @@ impl Scenario {
         !matches!(self.run, Run::Guest(_))
     }
 
-    fn shares(&self) -> bool {
+    /// Whether it goes on with the installation that another leaves.
+    pub fn shares(&self) -> bool {
         matches!(self.run, Run::Installed(_) | Run::Removes(_))
     }
 
-    fn leaves(&self) -> bool {
+    /// Whether it can leave its installation for another.
+    pub fn leaves(&self) -> bool {
         matches!(self.run, Run::Installs(_) | Run::Installed(_))
     }
 }
@@ -75,12 +128,12 @@ pub struct Installed<'l> {
 
 impl<'l> Installed<'l> {
     /// Nothing is installed yet.
-    fn ready(lab: &'l Lab) -> Result<Self> {
+    pub(crate) fn ready(lab: &'l Lab) -> Result<Self> {
         Ok(Self { overlay: Overlay::new(lab, Manifest::Ours), probe: Probe::deploy(lab)? })
     }
 
     /// Installs it, or goes on with what the scenario before has left `at_work`.
-    fn new(lab: &'l Lab, at_work: bool) -> Result<Self> {
+    pub(crate) fn new(lab: &'l Lab, at_work: bool) -> Result<Self> {
         let installed = Self::ready(lab)?;
         if at_work {
             installed.overlay.wait_rolled_out()?;
@@ -126,7 +179,7 @@ impl Report {
     }
 
     /// Nothing but measurements that show nothing speaks against it.
-    fn is_unproven(&self) -> bool {
+    pub(crate) fn is_unproven(&self) -> bool {
         self.unproven > 0 && self.unproven == self.failed.len()
     }
 
@@ -156,9 +209,12 @@ impl Report {
         &self.failed
     }
 
-    /// The one line.
-    fn line(&self, scenario: &str) -> String {
-        let mut line = json!({"scenario": scenario, "ok": self.ok(), "failed": self.failed});
+    /// The one line, with the seconds that the scenario took and how often it was measured.
+    pub(crate) fn line(&self, scenario: &str, seconds: f64, attempts: u32) -> String {
+        let seconds = (seconds * 10.0).round() / 10.0;
+        let mut line = json!({
+            "scenario": scenario, "ok": self.ok(), "failed": self.failed, "seconds": seconds, "attempts": attempts,
+        });
         if let Some(object) = line.as_object_mut() {
             object.extend(self.figures.clone());
         }
@@ -166,113 +222,9 @@ impl Report {
     }
 }
 
-/// The scenarios of these names, in this order.
-pub fn named(names: &[String]) -> Result<Vec<&'static Scenario>> {
-    let mut found = Vec::new();
-    for name in names {
-        match scenarios::ALL.iter().find(|scenario| scenario.name == name) {
-            Some(scenario) => found.push(scenario),
-            None => bail!("there is no scenario {name}; `cargo lab list` names those that there are"),
-        }
-    }
-    Ok(found)
-}
-
-/// Runs every scenario, whatever became of the one before; returns those that failed.
-pub fn run_all(lab: Option<&Lab>, chosen: &[&Scenario], profile: Profile) -> Vec<(&'static str, Report)> {
-    let mut failed = Vec::new();
-    let mut at_work = false;
-    for (at, scenario) in chosen.iter().enumerate() {
-        let next_shares = chosen.get(at + 1).is_some_and(|next| next.shares());
-        let mut report = run(lab, scenario, profile, at_work && scenario.shares(), next_shares);
-        if report.is_unproven() {
-            note(format!("NOTE: the measurement of {} proves nothing; once more", scenario.name));
-            report = run(lab, scenario, profile, false, next_shares);
-        }
-        println!("{}", report.line(scenario.name));
-        // What a failed one has left is not built upon.
-        at_work = report.ok() && scenario.leaves() && next_shares;
-        if !report.ok() {
-            failed.push((scenario.name, report));
-        }
-    }
-    failed
-}
-
-/// Tells which of so many scenarios failed, and why; says whether all held.
-pub fn conclude(count: usize, failed: &[(&str, Report)]) -> bool {
-    for (name, report) in failed {
-        for what in report.failed() {
-            note(format!("FAILED: {name}: {what}"));
-        }
-    }
-    // In the words that any CI understands.
-    eprintln!("{} passed, {} failed", count - failed.len(), failed.len());
-    failed.is_empty()
-}
-
-/// Runs one scenario. The cluster is cleaned first unless SecureOverlay is `at_work` already; `stays` says
-/// that it is to be at work afterwards.
-fn run(lab: Option<&Lab>, scenario: &Scenario, profile: Profile, at_work: bool, stays: bool) -> Report {
-    let step = stage(format!("scenario {}: {}", scenario.name, scenario.about), scenario.estimate);
-    let mut report = Report::default();
-    let cluster = || -> Result<&Lab> {
-        let lab = lab.context("it needs a cluster, and there is none")?;
-        if !at_work {
-            let leftovers = clean::clean(lab)?;
-            if !leftovers.is_empty() {
-                note(format!("NOTE: the cluster was not clean; removed: {}", leftovers.join(", ")));
-            }
-        }
-        Ok(lab)
-    };
-    let outcome = panic::catch_unwind(AssertUnwindSafe(|| match scenario.run {
-        Run::Guest(run) => run(&mut report, profile),
-        Run::Cluster(run) => run(cluster()?, &mut report, profile),
-        Run::Removes(run) => run(&Installed::new(cluster()?, at_work)?, &mut report, profile),
-        Run::Installs(run) | Run::Installed(run) => {
-            let installed = if scenario.shares() {
-                Installed::new(cluster()?, at_work)?
-            } else {
-                Installed::ready(cluster()?)?
-            };
-            run(&installed, &mut report, profile)?;
-            if stays && report.ok() { Ok(()) } else { installed.overlay.disable_and_check(&mut report) }
-        }
-    }))
-    .unwrap_or_else(|_| Err(anyhow!("the scenario panicked")));
-    if let Err(error) = outcome {
-        report.check(false, format!("{error:#}"));
-    }
-    step.done();
-    report
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_unique_and_known() {
-        let mut names: Vec<String> = scenarios::ALL.iter().map(|s| s.name.to_owned()).collect();
-        assert_eq!(named(&names).unwrap().len(), names.len());
-        names.sort();
-        names.dedup();
-        assert_eq!(names.len(), scenarios::ALL.len());
-        assert!(named(&["nonsense".into()]).is_err());
-    }
-
-    #[test]
-    fn every_scenario_is_part_of_the_gate() {
-        let makefile = include_str!("../../../Makefile");
-        let (_, list) = makefile.split_once("\nSCENARIOS :=").unwrap();
-        let (list, _) = list.split_once("\n#").unwrap();
-        let mut gate: Vec<&str> = list.split_whitespace().filter(|word| *word != "\\").collect();
-        let mut all: Vec<&str> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
-        gate.sort_unstable();
-        all.sort_unstable();
-        assert_eq!(gate, all);
-    }
 
     #[test]
     fn only_what_shows_nothing_is_measured_once_more() {
@@ -293,7 +245,17 @@ mod tests {
         let mut report = Report::default();
         assert!(report.expect("lost", 0, 0) && report.ok());
         assert!(!report.expect("lost", 1, 0));
-        let line: Value = serde_json::from_str(&report.line("x")).unwrap();
+        let line: Value = serde_json::from_str(&report.line("x", 1.26, 1)).unwrap();
         assert_eq!((&line["ok"], &line["lost"], &line["scenario"]), (&json!(false), &json!(1), &json!("x")));
+        assert_eq!(line["seconds"], json!(1.3));
+    }
+
+    #[test]
+    fn a_profile_is_handed_on_whole() {
+        let asked = Profile { full: true, seconds: Some(7), seed: None }.seeded();
+        assert_eq!(asked.flags()[..2], ["--full", "--seconds=7"]);
+        assert_eq!(asked.flags()[2], format!("--seed={}", asked.seed()));
+        assert_eq!((asked.lasting(1, 2).as_secs(), asked.pick(1, 2)), (7, 2));
+        assert_eq!(Profile::default().lasting(1, 2).as_secs(), 1);
     }
 }

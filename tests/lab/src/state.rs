@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -13,13 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::kubernetes::Kubernetes;
 use crate::network;
+use crate::place::Place;
 use crate::process::Recorded;
-
-/// Everything of a running lab is below this directory.
-pub const DIRECTORY: &str = "/run/secureoverlay-lab";
-const LOCK: &str = "/run/secureoverlay-lab.lock";
-/// Data that need not survive anything and should not wait for a disk.
-pub const MEMORY: &str = "/dev/shm/secureoverlay-lab";
 
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +53,7 @@ impl Node {
 
     /// The host directory that the guest sees as `/lab/node`.
     pub fn directory(&self) -> PathBuf {
-        Path::new(DIRECTORY).join("nodes").join(&self.name)
+        Place::here().directory().join("nodes").join(&self.name)
     }
 }
 
@@ -80,9 +75,9 @@ pub struct State {
 }
 
 impl State {
-    /// The state of the lab, if one was begun since this machine booted.
-    pub fn load() -> Result<Option<Self>> {
-        let path = Path::new(DIRECTORY).join("state.json");
+    /// The state of a lab, if it was begun since this machine booted.
+    pub fn load(place: &Place) -> Result<Option<Self>> {
+        let path = place.state();
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -95,12 +90,12 @@ impl State {
 
     /// Writes it so that a crash leaves the old or the new content.
     pub fn save(&self) -> Result<()> {
-        let directory = Path::new(DIRECTORY);
-        fs::create_dir_all(directory).with_context(|| format!("creating {DIRECTORY}"))?;
-        let mut file = tempfile::NamedTempFile::new_in(directory).context("writing the lab's state")?;
+        let directory = Place::here().directory();
+        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        let mut file = tempfile::NamedTempFile::new_in(&directory).context("writing the lab's state")?;
         file.write_all(&serde_json::to_vec_pretty(self).context("encoding the lab's state")?)
             .context("writing the lab's state")?;
-        file.persist(directory.join("state.json")).context("writing the lab's state")?;
+        file.persist(Place::here().state()).context("writing the lab's state")?;
         Ok(())
     }
 }
@@ -113,29 +108,29 @@ pub fn boot_id() -> Result<String> {
         .to_owned())
 }
 
-/// Held by every command that changes the lab.
+/// Held by every command that changes a lab.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
 }
 
 impl Lock {
-    /// Takes the lock, or says that another command has it.
-    pub fn take() -> Result<Self> {
+    /// Takes a lab's lock, or says that another command has it.
+    pub fn take(place: &Place) -> Result<Self> {
+        let path = place.lock();
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(LOCK)
-            .with_context(|| format!("opening {LOCK}"))?;
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => Ok(Self { _file: file }),
             Err((_, Errno::EAGAIN)) => {
-                bail!(
-                    "another `cargo lab` command is changing the lab on this machine; wait until it is done"
-                )
+                let name = place.name();
+                bail!("another `cargo lab` command is changing the lab {name}; wait until it is done")
             }
-            Err((_, errno)) => bail!("locking {LOCK}: {errno}"),
+            Err((_, errno)) => bail!("locking {}: {errno}", path.display()),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Agents and manager die while every node insists: killed, out of memory, evicted.
 
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,12 +11,14 @@ use super::overlay::PATIENCE;
 use super::processes::{AGENT, MANAGER, pids, signal_everywhere};
 use super::xfrm;
 use crate::lab::Lab;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "crash",
     about: "agents and manager are killed, run out of memory and are evicted while every node insists",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -25,7 +26,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
     let before = xfrm::dump(lab)?;
     let mut totals = Totals::default();
-    let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 3 });
+    let calm = profile.lasting(3, 20);
     totals.event(report, probe, "agents and manager get kill -9", true, || {
         for (program, all) in [(AGENT, lab.nodes().len()), (MANAGER, 1)] {
             let killed = signal_everywhere(lab, program, "-KILL")?;

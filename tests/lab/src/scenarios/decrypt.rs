@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use secureoverlay_common::node::{NodeFacts, SlimNode};
@@ -21,12 +20,14 @@ use crate::esp::Esp;
 use crate::lab::Lab;
 use crate::pcap::Packet;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "wire",
     about: "captured packets are opened with derived keys and hold the probes, for every suite",
-    estimate: "90 s",
+    tier: Tier::Gate,
+    estimate: 90,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -37,7 +38,7 @@ const REACH_PORT: u16 = 9468;
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    let time = Duration::from_secs(if profile == Profile::Full { 30 } else { 5 });
+    let time = profile.lasting(5, 30);
 
     let (mut sent, mut decrypted, mut probes) = (0, BTreeMap::new(), BTreeMap::new());
     let mut bad = Bad::default();

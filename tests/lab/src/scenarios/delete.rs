@@ -13,12 +13,14 @@ use super::processes::{AGENT, pids, signal_everywhere};
 use super::xfrm;
 use crate::product;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "delete",
     about: "kubectl delete from enforcing: all of it, the DaemonSet alone, the Deployment first, orphaned, one node cut off",
-    estimate: "3 min",
+    tier: Tier::Gate,
+    estimate: 180,
+    alone: false,
     run: Run::Removes(run),
 };
 

@@ -6,12 +6,14 @@ use anyhow::Result;
 
 use super::enforcing::{self, Totals};
 use super::xfrm;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "disable",
     about: "ucp-secureoverlay-mgr enforce leads down to off and up again under traffic, and nothing is lost",
-    estimate: "90 s",
+    tier: Tier::Gate,
+    estimate: 90,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -19,7 +21,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
     let mut totals = Totals::default();
     let mut left = 0;
-    for _ in 0..if profile == Profile::Full { 3 } else { 1 } {
+    for _ in 0..profile.pick(1, 3) {
         let down = totals.event(report, probe, "enforce permissive", true, || {
             enforcing::request(lab, "permissive")?;
             std::thread::sleep(Duration::from_secs(2));

@@ -6,12 +6,14 @@ use anyhow::Result;
 
 use super::enforcing::{self, Totals};
 use super::manager;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "enable",
     about: "kubectl apply leads to enforcing under traffic: nothing is lost, and then nothing is in the clear",
-    estimate: "1 min",
+    tier: Tier::Gate,
+    estimate: 60,
+    alone: false,
     run: Run::Installs(run),
 };
 
@@ -32,7 +34,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         shown == lab.nodes().len(),
         format!("kubectl get nodeencryptions shows {shown} nodes as enforcing:\n{table}"),
     );
-    let calm = Duration::from_secs(if profile == Profile::Full { 30 } else { 6 });
+    let calm = profile.lasting(6, 30);
     totals.event(report, probe, "while every node insists", true, || {
         std::thread::sleep(calm);
         Ok(())

@@ -9,12 +9,14 @@ use super::probe::Probe;
 use super::wire;
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "encrypt",
     about: "all pod traffic between nodes is ESP once switched on, and nothing is left once switched off",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Cluster(run),
 };
 
@@ -36,7 +38,7 @@ pub fn switch_on_and_off(
     let on = wire::watch(&probe, "while switching on", || overlay.enable())?;
     on.check_delivered(report);
 
-    let time = Duration::from_secs(if profile == Profile::Full { 60 } else { 30 });
+    let time = profile.lasting(30, 60);
     note(format!("{} s of probes", time.as_secs()));
     let watched = wire::watch_for(&probe, "while on", time)?;
     watched.check_delivered(report);

@@ -13,12 +13,14 @@ use super::ring::Ring;
 use super::{enforcing, manager, metrics, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "esp-blocked",
     about: "where the network drops ESP, switching on loses nothing and names the pairs; lifted, all is encrypted",
-    estimate: "3 min",
+    tier: Tier::Gate,
+    estimate: 180,
+    alone: false,
     run: Run::Installs(run),
 };
 

@@ -10,13 +10,15 @@ use super::processes::{AGENT, pids, signal};
 use super::{reachable, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "flush",
     about: "SAs and policies that somebody deletes are healed, with new keys",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -60,7 +62,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     overlay.configure_agents(&["SECUREOVERLAY_RESYNC=10m"])?;
     let mut used = BTreeSet::new();
     let (mut back_ms, mut ipip, mut keys_twice) = (Vec::new(), 0, 0);
-    for _ in 0..if profile == Profile::Full { 3 } else { 1 } {
+    for _ in 0..profile.pick(1, 3) {
         for Loss { what, inflict, one_stopped, back } in &LOSSES {
             note(*what);
             used.extend(sent_with(lab, flushed)?);

@@ -8,18 +8,20 @@ use super::cluster::until;
 use super::ike::Ike;
 use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::probe::Probe;
-use super::processes::{AGENT, signal_everywhere};
+use super::processes::{AGENT, signal, signal_everywhere};
 use super::ring::{self, Ring};
 use super::{metrics, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "foreign",
     about: "a strongSwan tunnel and entries made by hand are left alone, and reported where they are in the way",
-    estimate: "3 min",
+    tier: Tier::Gate,
+    estimate: 180,
+    alone: false,
     run: Run::Cluster(run),
 };
 
@@ -154,17 +156,21 @@ fn wait_reported(lab: &Lab, node: &Node, findings: u32) -> Result<()> {
     })
 }
 
-/// Replaces an inbound SA of ours by somebody else's, until the agent says so; then takes it away again.
+/// Replaces an inbound SA of ours by one that is not ours, until the agent reports it; then takes it away again.
+///
+/// The agent is stopped for that moment. If it saw that its SA is gone before the other is there, it would rightly ask for new
+/// keys, with which the other SA is in nobody's way and the report is over before it can be seen.
 fn in_our_place(lab: &Lab, node: &Node, peer: &Node) -> Result<()> {
     let kernel = || -> Result<xfrm::Kernel> { xfrm::dump(lab)?.remove(&node.name).context("no such node") };
     let whole = kernel()?.our_states();
     let spi = kernel()?.spis_between(peer.ip, node.ip).pop_first().context("no SA to replace")?;
     let id = format!("src {} dst {} proto esp spi {spi}", peer.ip, node.ip);
     let foreign = quoted(&format!("{id} reqid 42 mode transport aead rfc4106(gcm(aes)) {KEY} 128"));
-    lab.exec_ok(
-        &node.name,
-        &["sh", "-c", &format!("ip xfrm state delete {id} && ip xfrm state add {foreign}")],
-    )?;
+    let replace = format!("ip xfrm state delete {id} && ip xfrm state add {foreign}");
+    ensure!(signal(lab, &node.name, AGENT, "-STOP")? == 1, "no agent to be stopped on {}", node.name);
+    let replaced = lab.exec_ok(&node.name, &["sh", "-c", &replace]);
+    signal(lab, &node.name, AGENT, "-CONT")?;
+    replaced?;
     wait_reported(lab, node, 2)?;
     let theirs = kernel()?.foreign().states;
     ensure!(theirs.iter().any(|entry| entry.contains(&spi)), "the SA in our place is gone");

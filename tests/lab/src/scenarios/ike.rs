@@ -38,6 +38,8 @@ connections { lab {
 } }
 secrets { ike-lab { secret = "of the lab" } }
 END
+# One that a daemon before it left would be taken for its own.
+rm -f /run/charon.vici
 setsid /usr/lib/ipsec/charon > /run/charon.out 2>&1 < /dev/null &
 for i in $(seq 100); do [ -S /run/charon.vici ] && break; sleep 0.1; done
 swanctl --load-all

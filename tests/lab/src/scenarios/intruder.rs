@@ -20,14 +20,16 @@ use crate::intruder::{ADDRESS, Intruder, MAC};
 use crate::lab::Lab;
 use crate::pcap::Packet;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 use crate::state::Node;
 use crate::wait::wait_until;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "intruder",
     about: "plaintext, replayed, forged and outdated packets from a stranger reach no pod, and are counted",
-    estimate: "90 s",
+    tier: Tier::Gate,
+    estimate: 90,
+    alone: false,
     run: Run::Cluster(run),
 };
 

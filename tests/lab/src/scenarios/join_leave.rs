@@ -14,14 +14,16 @@ use super::probe::Probe;
 use super::{reachable, wire};
 use crate::lab::{Lab, STARTUP_TAINT};
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 use crate::state::Node;
 
 /// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "join-leave",
     about: "a node leaves, joins, is excluded, claims another's address: nobody else loses a packet",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Installed(run),
 };
 

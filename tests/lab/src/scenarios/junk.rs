@@ -10,7 +10,7 @@ use super::rotate_timed::Leftovers;
 use super::{metrics, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 /// One way to spoil the ring.
 struct Junk {
@@ -25,18 +25,20 @@ struct Junk {
 pub const SCENARIO: Scenario = Scenario {
     name: "junk",
     about: "what is no key ring changes nothing, and is said",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Installed(run),
 };
 
-fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
     let ring = Ring::read(lab)?.context("there is no ring")?;
     let kernels = xfrm::dump(lab)?;
 
     let mut ways = 0;
     let watched = wire::watch(probe, "with junk in the Secret", || {
-        for junk in ways_to_spoil(&ring) {
+        for junk in ways_to_spoil(&ring, profile.seed()) {
             note(junk.name);
             spoil_and_mend(overlay, &junk, &ring, report)?;
             let changes = xfrm::changes(&kernels, &xfrm::dump(lab)?);
@@ -52,6 +54,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let before = rotate_timed::steady(lab, Leftovers::Go)?;
     ring::rotate_now(lab)?;
     rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
+    report.figure("seed", profile.seed());
     report.figure("ways", ways);
     report.figure("sent", watched.probes.sent);
     report.figure("lost", watched.probes.lost);
@@ -59,7 +62,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     Ok(())
 }
 
-fn ways_to_spoil(ring: &Ring) -> Vec<Junk> {
+fn ways_to_spoil(ring: &Ring, seed: u64) -> Vec<Junk> {
     let twice_active = ring.changed(|ring| {
         let mut second = ring["generations"][0].clone();
         second["id"] = json!(second["id"].as_u64().unwrap_or_default() + 1);
@@ -76,18 +79,19 @@ fn ways_to_spoil(ring: &Ring) -> Vec<Junk> {
         junk("wrong key length", wrong_length, "bytes long"),
         junk("two actives", twice_active, "two generations"),
         junk("unknown suite", unknown_suite, "not a YAML document of the expected shape"),
-        junk("a megabyte of noise", noise(1_000_000), "not UTF-8"),
+        junk("a megabyte of noise", noise(seed, 1_000_000), "not UTF-8"),
         Junk { name: "empty", content: Vec::new(), said: "the Secret was emptied", by_all: false },
     ]
 }
 
-/// The same noise every time (xorshift).
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x5ec0_0e5b_u32;
+/// The same noise for the same seed (xorshift64).
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    // The one state that it never leaves is 0.
+    let mut state = seed.max(1);
     let next = || {
         state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
+        state ^= state >> 7;
+        state ^= state << 17;
         state as u8
     };
     std::iter::repeat_with(next).take(length).collect()

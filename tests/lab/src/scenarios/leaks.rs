@@ -17,13 +17,15 @@ use super::{dumpable, metrics, rotate_timed, xfrm};
 use crate::lab::Lab;
 use crate::needles::Needles;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "leaks",
     about: "no key in logs, metrics, command lines, environments or core files, whatever goes wrong",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Cluster(run),
 };
 

@@ -8,12 +8,14 @@ use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{rotate_timed, wire};
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "limits",
     about: "packet and byte limits of an SA lead to an early rotation",
-    estimate: "90 s",
+    tier: Tier::Gate,
+    estimate: 90,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -26,7 +28,7 @@ const OFF: &[&str] = &["SECUREOVERLAY_SOFT_BYTE_LIMIT-"];
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    let rotations = if profile == Profile::Full { 5 } else { 1 };
+    let rotations = profile.pick(1, 5);
     let (mut sent, mut lost, mut early) = (0, 0, 0);
     for limit in LIMITS {
         let what = limit[0];

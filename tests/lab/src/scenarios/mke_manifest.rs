@@ -12,12 +12,14 @@ use super::rotate_timed::Leftovers;
 use super::{encrypt, ring, rotate_timed, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "mke-manifest",
     about: "the main job under MKE's own manifest: a timed rotation, an agent restarted",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Cluster(run),
 };
 

@@ -12,12 +12,14 @@ use serde_json::json;
 
 use crate::largest::{EXTERNAL, Found};
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "mtu",
     about: "the bound on the tunnel's MTU is what a kernel carries, for every suite",
-    estimate: "40 s",
+    tier: Tier::Gate,
+    estimate: 40,
+    alone: false,
     run: Run::Guest(run),
 };
 

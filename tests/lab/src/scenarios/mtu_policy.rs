@@ -11,12 +11,14 @@ use super::manager;
 use super::overlay::{NAMESPACE, Overlay, PATIENCE};
 use super::ring::Ring;
 use crate::lab::{Lab, TUNNEL_MTU};
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "mtu-policy",
     about: "where the tunnel leaves no room for ESP, switching on loses nothing and says so; with room, all is encrypted",
-    estimate: "1 min",
+    tier: Tier::Gate,
+    estimate: 60,
+    alone: false,
     run: Run::Installs(run),
 };
 

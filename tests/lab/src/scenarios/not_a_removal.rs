@@ -10,7 +10,7 @@ use super::processes::{AGENT, pids};
 use super::{metrics, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 /// Something that happens to agents; at its worst moment it waits for a while.
 type Event = fn(&Overlay<'_>, Duration) -> Result<()>;
@@ -18,13 +18,15 @@ type Event = fn(&Overlay<'_>, Duration) -> Result<()>;
 pub const SCENARIO: Scenario = Scenario {
     name: "not-a-removal",
     about: "a drain, an API server that is down or answers 403: nothing is removed",
-    estimate: "3 min",
+    tier: Tier::Gate,
+    estimate: 180,
+    alone: false,
     run: Run::Installed(run),
 };
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    let calm = Duration::from_secs(if profile == Profile::Full { 20 } else { 4 });
+    let calm = profile.lasting(4, 20);
     let events: [(&str, Event); 3] = [
         ("a drain stops an agent and the manager", drain),
         ("an agent is stopped while the API server is down", without_api),

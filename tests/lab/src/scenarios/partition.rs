@@ -12,12 +12,14 @@ use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "partition",
     about: "a node that can't reach the API keeps its traffic until the limit",
-    estimate: "3 min",
+    tier: Tier::Gate,
+    estimate: 180,
+    alone: false,
     run: Run::Installed(run),
 };
 

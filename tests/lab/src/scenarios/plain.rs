@@ -6,13 +6,15 @@ use anyhow::{Context, Result};
 
 use crate::capture::Capture;
 use crate::lab::Lab;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 use crate::wait::wait_until;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "plain",
     about: "without SecureOverlay, pod traffic is IPIP and readable: what the other scenarios start from",
-    estimate: "15 s",
+    tier: Tier::Gate,
+    estimate: 15,
+    alone: false,
     run: Run::Cluster(run),
 };
 

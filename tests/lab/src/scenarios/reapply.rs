@@ -1,7 +1,5 @@
 //! `kubectl apply` over a running cluster, unchanged and upgraded, with both manifests.
 
-use std::time::Duration;
-
 use anyhow::Result;
 
 use super::cluster::until;
@@ -11,18 +9,20 @@ use super::ring::Ring;
 use super::{rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Profile, Report, Run, Scenario};
+use crate::scenario::{Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "reapply",
     about: "applying the manifests again, unchanged and upgraded, does nothing to traffic",
-    estimate: "4 min",
+    tier: Tier::Gate,
+    estimate: 240,
+    alone: false,
     run: Run::Cluster(run),
 };
 
 fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     let probe = Probe::deploy(lab)?;
-    let settle = Duration::from_secs(if profile == Profile::Full { 30 } else { 5 });
+    let settle = profile.lasting(5, 30);
     let (mut sent, mut lost, mut ipip, mut esp) = (0, 0, 0, 0);
     for (manifest, name) in [(Manifest::Ours, "our manifest"), (Manifest::Mke, "MKE's manifest")] {
         let overlay = Overlay::new(lab, manifest);

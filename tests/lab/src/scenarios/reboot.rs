@@ -12,13 +12,15 @@ use super::ring::Ring;
 use super::{metrics, reachable, wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 use crate::state::Node;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "reboot",
     about: "a rebooted node is talked to with new keys at once, and nobody else notices",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -31,7 +33,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let (rebooted, others) = lab.nodes().split_last().context("a lab without nodes")?;
     let bystanders = probe.without(&rebooted.name)?;
 
-    let reboots = if profile == Profile::Full { 5 } else { 1 };
+    let reboots = profile.pick(1, 5);
     let (mut sent, mut lost, mut resumed): (u64, u64, Vec<u128>) = (0, 0, Vec::new());
     for _ in 0..reboots {
         let ring = Ring::read(lab)?.context("there is no ring")?.uids();

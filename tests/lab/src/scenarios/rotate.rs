@@ -8,7 +8,7 @@ use super::manager;
 use super::rotate_timed::Leftovers;
 use super::{rotate_timed, wire};
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 /// Packets a second in each direction.
 const RATES: [u32; 2] = [200, 1000];
@@ -16,17 +16,16 @@ const RATES: [u32; 2] = [200, 1000];
 pub const SCENARIO: Scenario = Scenario {
     name: "rotate",
     about: "keys rotate under traffic as soon as every node has acknowledged",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: true,
     run: Run::Installed(run),
 };
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
     // Rotations at each rate.
-    let (rotations, calm) = match profile {
-        Profile::Short => ([3, 2], Duration::from_secs(10)),
-        Profile::Full => ([20, 20], Duration::from_secs(60)),
-    };
+    let (rotations, calm) = (profile.pick([3, 2], [20, 20]), profile.lasting(10, 60));
     let (mut sent, mut lost, mut duplicated, mut done) = (0, 0, 0, 0_u32);
     let (mut gaps, mut baselines, mut took) = (Vec::new(), Vec::new(), Duration::ZERO);
     for (rate, count) in RATES.into_iter().zip(rotations) {

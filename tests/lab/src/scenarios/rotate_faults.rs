@@ -13,12 +13,14 @@ use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "rotate-faults",
     about: "rotations survive killed agents and managers, and an API server and a kubelet that are away",
-    estimate: "3 min",
+    tier: Tier::Gate,
+    estimate: 180,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -66,7 +68,7 @@ const FAULTS: [(&str, Fault); 5] = [
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
-    let away = Duration::from_secs(if profile == Profile::Full { 60 } else { 6 });
+    let away = profile.lasting(6, 60);
     let (mut rotations, mut sent, mut lost, mut duplicated) = (0, 0, 0, 0);
     for (what, fault) in FAULTS {
         note(what);

@@ -11,7 +11,7 @@ use super::ring::Ring;
 use super::{wire, xfrm};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 use crate::wait::wait_until;
 
 const ROTATIONS: u64 = 3;
@@ -20,7 +20,9 @@ const ROTATIONS: u64 = 3;
 pub const SCENARIO: Scenario = Scenario {
     name: "rotate-timed",
     about: "keys rotate under traffic by the timed rules",
-    estimate: "2 min",
+    tier: Tier::Gate,
+    estimate: 120,
+    alone: true,
     run: Run::Installed(run),
 };
 
@@ -28,11 +30,9 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
 
     note("the same traffic without a rotation");
-    let baseline =
-        wire::baseline(probe, report, Duration::from_secs(if profile == Profile::Full { 60 } else { 10 }))?;
+    let baseline = wire::baseline(probe, report, profile.lasting(10, 60))?;
 
-    let (interval, delay, rotations) =
-        if profile == Profile::Full { (60, 20, 2 * ROTATIONS) } else { (12, 4, ROTATIONS) };
+    let (interval, delay, rotations) = profile.pick((12, 4, ROTATIONS), (60, 20, 2 * ROTATIONS));
     let delay = Duration::from_secs(delay);
     note(format!("{rotations} rotations, one every {interval} s"));
     let mut before = steady(lab, Leftovers::Go)?;

@@ -12,7 +12,7 @@ use super::ring::Ring;
 use super::rotate_timed::Leftovers;
 use super::{manager, rotate_timed, wire};
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 /// Somebody is named after 15 s; it goes on waiting after that.
 const AWAITED: Duration = Duration::from_secs(20);
@@ -20,15 +20,17 @@ const AWAITED: Duration = Duration::from_secs(20);
 pub const SCENARIO: Scenario = Scenario {
     name: "straggler",
     about: "a rotation waits for an agent that does not move, and names it",
-    estimate: "90 s",
+    tier: Tier::Gate,
+    estimate: 90,
+    alone: false,
     run: Run::Installed(run),
 };
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
     let node = &lab.nodes().last().context("a lab without nodes")?.name;
-    let stopped_for = Duration::from_secs(if profile == Profile::Full { 180 } else { 30 });
-    if profile == Profile::Full {
+    let stopped_for = Duration::from_secs(profile.pick(30, 180));
+    if profile.full {
         // Or the kubelet would start the agent anew after a minute, and the rotation go on.
         let patience = r#"[{"op": "replace", "path": "/spec/template/spec/containers/0/livenessProbe/failureThreshold", "value": 60}]"#;
         lab.kubectl(&["-n", NAMESPACE, "patch", AGENTS, "--type=json", "--patch", patience])?;
@@ -41,7 +43,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         note(format!("the agent of {node} is stopped, and the keys are to rotate"));
         ensure!(signal(lab, node, AGENT, "-STOP")? == 1, "no agent to be stopped on {node}");
         manager::rotate(lab, &[])?;
-        let enough = |told: bool| profile == Profile::Short && told && begun.elapsed() > AWAITED;
+        let enough = |told: bool| !profile.full && told && begun.elapsed() > AWAITED;
         while begun.elapsed() < stopped_for && !enough(event.is_some()) {
             if let Some(awaited) = manager::status(lab, node, "awaited")? {
                 named = Some(awaited);
@@ -75,7 +77,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     report.figure("lost", watched.probes.lost);
     report.figure("awaited", named);
     report.figure("event", event);
-    if profile == Profile::Full {
+    if profile.full {
         overlay.apply()?;
         overlay.wait_rolled_out()?;
     }

@@ -14,12 +14,14 @@ use super::ring::read_document;
 use super::{metrics, wire};
 use crate::lab::Lab;
 use crate::progress::note;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "suites",
     about: "a running cluster moves through all cipher suites without loss, told its MTU in time",
-    estimate: "90 s",
+    tier: Tier::Gate,
+    estimate: 90,
+    alone: true,
     run: Run::Installed(run),
 };
 
@@ -29,7 +31,7 @@ const EXTERNAL: u32 = 1500;
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
     // By acknowledgement the phases would pass faster than they can be looked at.
-    let delay = if profile == Profile::Full { "30s" } else { "6s" };
+    let delay = profile.pick("6s", "30s");
     overlay.configure_manager(&[
         "SECUREOVERLAY_ACKNOWLEDGEMENTS=timed",
         &format!("SECUREOVERLAY_PROPAGATION_DELAY={delay}"),

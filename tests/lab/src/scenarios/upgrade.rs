@@ -5,12 +5,14 @@ use anyhow::Result;
 use super::enforcing::{self, Totals};
 use super::overlay::{AGENTS, DEPLOYMENT, NAMESPACE};
 use super::xfrm;
-use crate::scenario::{Installed, Profile, Report, Run, Scenario};
+use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "upgrade",
     about: "kubectl rollout restart, and images of another version, while every node insists",
-    estimate: "1 min",
+    tier: Tier::Gate,
+    estimate: 60,
+    alone: false,
     run: Run::Installed(run),
 };
 
@@ -18,7 +20,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
     let before = xfrm::dump(lab)?;
     let mut totals = Totals::default();
-    for _ in 0..if profile == Profile::Full { 5 } else { 1 } {
+    for _ in 0..profile.pick(1, 5) {
         totals.event(report, probe, "kubectl rollout restart", true, || {
             for what in [AGENTS, DEPLOYMENT] {
                 lab.kubectl(&["-n", NAMESPACE, "rollout", "restart", what])?;
