@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     ring::{Enforcement, Ring},
     uid::Uid,
     wire::End,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     node::NodeFacts,
     ring::{Enforcement, Ring},
     uid::Uid,
@@ -258,7 +258,7 @@ impl Agent {
     fn descend(&mut self) -> &mut Descent {
         let insists = match &self.on {
             Some(Program { ring, .. }) if ring.enforcement == Enforcement::Enforcing => true,
-            Some(Program { ring, .. }) if !ring.is_first() => false,
+            Some(Program { ring, .. }) if !ring.phase().is_bootstrapping() => false,
             _ => matches!(self.installation, Installation::Known(_)),
         };
         let skew = self.settings.removal_skew;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use secureoverlay_common::{
+    phase::Phase,
     ring::{Enforcement, Generation, Ring, Role},
     uid::Uid,
     wire::{self, Derivation, End},
@@ -148,10 +149,19 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
             add_states(&mut plan, &senders, derivation, local, &peer.end);
         }
     }
-    if stage >= Stage::Silent {
-        plan.sender = Sender::Planned;
-    } else if let Some(active) = ring.active() {
-        plan.sender = Sender::Planned;
+    let phase = ring.phase();
+    plan.sender = match phase {
+        _ if stage >= Stage::Silent => Sender::Planned,
+        Phase::Bootstrapping { .. } | Phase::Resuming { .. } => Sender::AsBefore,
+        // While stopping, what was in use retires and nothing follows: encryption is being switched off.
+        Phase::Empty
+        | Phase::Off
+        | Phase::Stopping { .. }
+        | Phase::Steady { .. }
+        | Phase::Staged { .. }
+        | Phase::Draining { .. } => Sender::Planned,
+    };
+    if let Some(active) = phase.active().filter(|_| stage < Stage::Silent) {
         plan.active = Some(active.uid);
         if let Some(spi) = senders.spi(active, local) {
             // ESP may not pass to or from a pending node, so it is silent itself, too.
@@ -164,13 +174,10 @@ pub fn desired(ring: &Ring, local: &End, peers: &Peers, stage: Stage) -> Plan {
                 plan.policies.insert(pair(Direction::Out, local, &peer.end), Action::Esp(Some(spi)));
             }
         }
-    } else if ring.with_role(Role::Staged).is_none() {
-        // What was in use retires and nothing follows: encryption is being switched off.
-        plan.sender = Sender::Planned;
     }
     let insists = ring.enforcement == Enforcement::Enforcing && stage == Stage::Normal;
     // A first generation says nothing of what was before it: the ring may have been wiped.
-    plan.insists_as_before = !insists && ring.is_first() && stage == Stage::Normal;
+    plan.insists_as_before = !insists && phase.is_bootstrapping() && stage == Stage::Normal;
     if insists || plan.insists_as_before {
         for peer in peers.values().filter(|peer| peer.excluded) {
             for direction in [Direction::In, Direction::Out] {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     ring::{Enforcement, Generation},
     uid::Uid,
 };

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{secret::SecretBytes, suite::Suite, uid::Uid};
+use crate::{phase::Phase, secret::SecretBytes, suite::Suite, uid::Uid};
 
 /// The version of the document that this code reads and writes.
 pub const VERSION: u32 = 1;
@@ -232,11 +232,10 @@ impl Ring {
         self.with_role(Role::Active)
     }
 
-    /// Whether it was just begun: its generations are staged, and nobody has sent with one of this ring.
+    /// Where it is in the life of its keys.
     #[must_use]
-    pub fn is_first(&self) -> bool {
-        !self.generations.is_empty()
-            && self.generations.iter().all(|generation| generation.role == Role::Staged)
+    pub fn phase(&self) -> Phase<'_> {
+        Phase::of(Some(self))
     }
 
     /// The highest id of its generations, 0 without any.

@@ -8,10 +8,12 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
 use secureoverlay_common::{
     ring::{Ring, RingError, Role},
-    rotation::{Action, Answer, Facts, Goal, Installation, Pace, Settings, apply},
+    rotation::{
+        Action, DelayTracker, EnforcementGoal, Evidence, Installation, Readiness, RotationSchedule, Settings,
+        apply,
+    },
     secret::SecretBytes,
     suite::Suite,
-    timed::Timed,
     wire::{End, fingerprint, sa_key},
 };
 use shown::{KEY, SEED, assert_hidden, document, shows};
@@ -56,7 +58,7 @@ fn values_show_no_key() {
         boot: format!("1c6e2f7a-0b9d-4e8c-b3a4-77d5e0c1a00{last}").parse().unwrap(),
     };
     let derived = sa_key(generation, &end(1), &end(2));
-    let mut timed = Timed::new(std::time::Duration::from_secs(180));
+    let mut timed = DelayTracker::new(std::time::Duration::from_secs(180));
     let facts = timed.observe(Some(&ring), std::time::Instant::now());
     let text = format!(
         "{ring:?} {ring:#?} {generation:?} {generation:#?} {derived:?} {derived:#?} {:?} {:#?} {:?} {timed:?} \
@@ -66,9 +68,9 @@ fn values_show_no_key() {
         Some(vec![&derived]),
         fingerprint(&generation.key),
         Settings {
-            pace: Pace::Every(std::time::Duration::from_secs(1)),
+            schedule: RotationSchedule::Every(std::time::Duration::from_secs(1)),
             suite: Suite::default(),
-            goal: Goal::Off
+            goal: EnforcementGoal::Off
         },
     );
     assert!(text.contains("secret bytes"), "{text}");
@@ -78,18 +80,18 @@ fn values_show_no_key() {
 #[test]
 fn a_ring_that_was_just_made_shows_no_key() {
     let settings = Settings {
-        pace: Pace::Every(std::time::Duration::from_secs(60)),
+        schedule: RotationSchedule::Every(std::time::Duration::from_secs(60)),
         suite: Suite::Aes256Gcm16,
-        goal: Goal::Auto,
+        goal: EnforcementGoal::Auto,
     };
     let mut draws = [vec![0; 16], [KEY, SEED].concat(), vec![0; 16]].into_iter();
     let fill = |bytes: &mut [u8]| {
         bytes.copy_from_slice(&draws.next().unwrap());
         Ok::<_, std::convert::Infallible>(())
     };
-    let facts = Facts::of(Answer::Yes, Answer::Yes);
+    let facts = Evidence::of(Readiness::Ready, Readiness::Ready);
     let now = Timestamp::UNIX_EPOCH;
-    let made = apply(None, Action::Begin, Installation::Unknown, &facts, now, &settings, fill).unwrap();
+    let made = apply(None, Action::Bootstrap, Installation::Unknown, &facts, now, &settings, fill).unwrap();
     assert_eq!(made.with_role(Role::Staged).unwrap().key.expose(), [KEY, SEED].concat());
     assert_hidden(&format!("{made:?} {made:#?}"), &[&KEY, &SEED]);
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use secureoverlay_common::acknowledged::Acknowledgement;
+use secureoverlay_common::acknowledgement::Acknowledgement;
 use secureoverlay_daemon::node_encryption::NodeEncryption;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;

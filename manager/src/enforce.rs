@@ -8,8 +8,9 @@ use anyhow::bail;
 use clap::ValueEnum;
 use kube::Client;
 use secureoverlay_common::{
-    ring::{Enforcement, Ring, Role},
-    rotation::Goal,
+    phase::Phase,
+    ring::{Enforcement, Ring},
+    rotation::EnforcementGoal,
 };
 use secureoverlay_daemon::client;
 use tokio::time::{Instant, sleep};
@@ -37,7 +38,7 @@ pub enum Enforce {
     Off,
 }
 
-impl From<Enforce> for Goal {
+impl From<Enforce> for EnforcementGoal {
     fn from(enforce: Enforce) -> Self {
         match enforce {
             Enforce::Auto => Self::Auto,
@@ -158,7 +159,6 @@ async fn follow(client: &Client, asked: Enforcement) -> anyhow::Result<()> {
 /// How far the ring is, for people.
 fn describe(ring: Option<&Ring>) -> String {
     let Some(ring) = ring else { return "there is no key yet".to_owned() };
-    let has = |role| ring.with_role(role).is_some();
     let pending = match ring.pending.len() {
         0 => String::new(),
         count => format!(", {count} nodes pending"),
@@ -166,13 +166,17 @@ fn describe(ring: Option<&Ring>) -> String {
     match ring.enforcement {
         Enforcement::Off => "off: nothing is encrypted".to_owned(),
         Enforcement::Enforcing => "enforcing: plaintext is turned away".to_owned(),
-        Enforcement::Permissive if has(Role::Active) => {
-            format!("permissive: encrypted, plaintext is accepted{pending}")
-        }
-        Enforcement::Permissive if has(Role::Staged) => {
-            format!("permissive: the first generation is on its way to every node{pending}")
-        }
-        Enforcement::Permissive => "permissive: nodes stop to encrypt".to_owned(),
+        Enforcement::Permissive => match ring.phase() {
+            Phase::Steady { .. } | Phase::Staged { .. } | Phase::Draining { .. } => {
+                format!("permissive: encrypted, plaintext is accepted{pending}")
+            }
+            Phase::Bootstrapping { .. } | Phase::Resuming { .. } => {
+                format!("permissive: the first generation is on its way to every node{pending}")
+            }
+            Phase::Empty | Phase::Off | Phase::Stopping { .. } => {
+                "permissive: nodes stop to encrypt".to_owned()
+            }
+        },
     }
 }
 

@@ -9,9 +9,9 @@ use prometheus_client::{
     registry::Registry,
 };
 use secureoverlay_common::{
-    acknowledged::Census,
+    phase::Phase,
     ring::{Enforcement, Ring, Role},
-    rotation::Cause,
+    rotation::{Cause, NodeCounts},
 };
 
 /// All metrics. Cheap to clone.
@@ -199,9 +199,9 @@ impl Metrics {
     }
 
     /// So many nodes there are.
-    pub fn count(&self, census: Census) {
-        self.expected.set(census.expected.try_into().unwrap_or(i64::MAX));
-        self.heard.set(census.heard.try_into().unwrap_or(i64::MAX));
+    pub fn count(&self, counts: NodeCounts) {
+        self.expected.set(counts.expected.try_into().unwrap_or(i64::MAX));
+        self.heard.set(counts.heard.try_into().unwrap_or(i64::MAX));
     }
 
     /// The Secret holds something that can't be read; the figures stay those of the last good ring.
@@ -225,7 +225,7 @@ impl Metrics {
                 }
             }
         }
-        let phase = phase(ring);
+        let phase = phase(Phase::of(ring));
         for other in PHASES {
             self.phase.get_or_create(&PhaseLabel { phase: other }).set((other == phase).into());
         }
@@ -241,15 +241,14 @@ impl Metrics {
     }
 }
 
-fn phase(ring: Option<&Ring>) -> &'static str {
-    let has = |role| ring.is_some_and(|ring| ring.with_role(role).is_some());
-    match (has(Role::Retiring), has(Role::Active), has(Role::Staged)) {
-        (false, false, false) => "off",
-        (true, false, false) => "stopping",
-        (_, false, true) => "starting",
-        (true, true, _) => "draining",
-        (false, true, true) => "staged",
-        (false, true, false) => "steady",
+const fn phase(phase: Phase<'_>) -> &'static str {
+    match phase {
+        Phase::Empty | Phase::Off => "off",
+        Phase::Bootstrapping { .. } | Phase::Resuming { .. } => "starting",
+        Phase::Steady { .. } => "steady",
+        Phase::Staged { .. } => "staged",
+        Phase::Draining { .. } => "draining",
+        Phase::Stopping { .. } => "stopping",
     }
 }
 
@@ -268,7 +267,7 @@ mod tests {
         metrics.started(Cause::Request, false);
         metrics.started(Cause::Schedule, false);
         metrics.waits(2, Duration::from_millis(61_700));
-        metrics.count(Census { expected: 3, heard: 1 });
+        metrics.count(NodeCounts { expected: 3, heard: 1 });
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in [

@@ -6,7 +6,8 @@
 use anyhow::bail;
 use kube::Client;
 use secureoverlay_common::{
-    ring::{Enforcement, Ring, Role},
+    phase::Phase,
+    ring::{Enforcement, Ring},
     uid::Uid,
 };
 use secureoverlay_daemon::client;
@@ -41,7 +42,7 @@ pub struct Goal {
 
 /// Where a rotation is, with the number of the new generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum Progress {
     /// Nothing has happened yet.
     Asked,
     /// Every node gets it.
@@ -89,8 +90,8 @@ pub async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
     let (mut said, mut awaited, mut hinted) = (None, Awaited::default(), false);
     loop {
         let (ring, held) = reader.read().await?;
-        let phase = goal.phase(ring.as_ref(), held.requests);
-        if phase == Phase::Asked && held.requests.enforce == Some(Enforcement::Off) {
+        let progress = goal.progress(ring.as_ref(), held.requests);
+        if progress == Progress::Asked && held.requests.enforce == Some(Enforcement::Off) {
             if goal.requests.rotate {
                 bail!("encryption is asked to be off, so no key is made: `enforce auto` first");
             }
@@ -99,19 +100,19 @@ pub async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
                 return Ok(());
             }
         }
-        if said != Some(phase) {
-            match phase {
-                Phase::Asked => println!("waiting for the manager"),
-                Phase::Staged(id) => println!("generation {id} is on its way to every node"),
-                Phase::Draining(id) => println!("generation {id} is active, the old one is draining"),
-                Phase::Done(id) => {
+        if said != Some(progress) {
+            match progress {
+                Progress::Asked => println!("waiting for the manager"),
+                Progress::Staged(id) => println!("generation {id} is on its way to every node"),
+                Progress::Draining(id) => println!("generation {id} is active, the old one is draining"),
+                Progress::Done(id) => {
                     println!("generation {id} is active, no other is left");
                     return Ok(());
                 }
             }
-            said = Some(phase);
+            said = Some(progress);
         }
-        if phase == Phase::Asked && !hinted && start.elapsed() > TAKEN_UP {
+        if progress == Progress::Asked && !hinted && start.elapsed() > TAKEN_UP {
             eprintln!("{NOT_TAKEN_UP}");
             hinted = true;
         }
@@ -122,7 +123,7 @@ pub async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
 
 impl Goal {
     fn new(ring: Option<&Ring>, force: bool) -> Self {
-        if force && ring.is_some_and(under_way) {
+        if force && under_way(Phase::of(ring)) {
             return Self { requests: Requests { press_on: true, ..Requests::default() }, replace: None };
         }
         let active = ring.and_then(Ring::active).map(|active| active.uid);
@@ -131,28 +132,36 @@ impl Goal {
 
     /// Where the rotation is, by the ring and the requests in the Secret.
     #[must_use]
-    pub fn phase(&self, ring: Option<&Ring>, pending: Requests) -> Phase {
-        let with_role = |role| ring.and_then(|ring| ring.with_role(role)).map(|generation| generation.id);
-        match (with_role(Role::Retiring), ring.and_then(Ring::active), with_role(Role::Staged)) {
-            (Some(_), Some(active), _) => Phase::Draining(active.id),
-            (_, _, Some(staged)) => Phase::Staged(staged),
-            (_, Some(active), None) => {
+    pub fn progress(&self, ring: Option<&Ring>, pending: Requests) -> Progress {
+        match Phase::of(ring) {
+            Phase::Draining { active, .. } => Progress::Draining(active.id),
+            Phase::Bootstrapping { staged }
+            | Phase::Staged { staged, .. }
+            | Phase::Resuming { staged, .. } => Progress::Staged(staged.id),
+            Phase::Steady { active } => {
                 let newer = self.replace.is_none_or(|before| before != Some(active.uid));
                 // Still there, it is about to be answered by one more rotation.
                 if newer && !(self.requests.rotate && pending.rotate) {
-                    Phase::Done(active.id)
+                    Progress::Done(active.id)
                 } else {
-                    Phase::Asked
+                    Progress::Asked
                 }
             }
-            (_, None, None) => Phase::Asked,
+            Phase::Empty | Phase::Off | Phase::Stopping { .. } => Progress::Asked,
         }
     }
 }
 
 /// Whether a rotation, the first key included, has begun and not ended.
-fn under_way(ring: &Ring) -> bool {
-    ring.with_role(Role::Staged).is_some() || ring.with_role(Role::Retiring).is_some()
+const fn under_way(phase: Phase<'_>) -> bool {
+    match phase {
+        Phase::Empty | Phase::Off | Phase::Steady { .. } => false,
+        Phase::Bootstrapping { .. }
+        | Phase::Staged { .. }
+        | Phase::Draining { .. }
+        | Phase::Stopping { .. }
+        | Phase::Resuming { .. } => true,
+    }
 }
 
 #[cfg(test)]
@@ -171,20 +180,28 @@ mod tests {
     fn a_rotation_is_followed_to_its_end() {
         let goal = Goal::new(Some(&ring(&[(1, "active")])), false);
         assert_eq!(goal.requests, ROTATE);
-        let phase = |roles: &[(u64, &str)], pending| goal.phase(Some(&ring(roles)), pending);
-        assert_eq!(phase(&[(1, "active")], ROTATE), Phase::Asked);
-        assert_eq!(phase(&[(1, "active"), (2, "staged")], NONE), Phase::Staged(2));
-        assert_eq!(phase(&[(1, "retiring"), (2, "active")], NONE), Phase::Draining(2));
-        assert_eq!(phase(&[(2, "active")], NONE), Phase::Done(2));
-        assert_eq!(phase(&[(1, "active")], NONE), Phase::Asked, "taken off by somebody: nothing was rotated");
+        let progress = |roles: &[(u64, &str)], pending| goal.progress(Some(&ring(roles)), pending);
+        assert_eq!(progress(&[(1, "active")], ROTATE), Progress::Asked);
+        assert_eq!(progress(&[(1, "active"), (2, "staged")], NONE), Progress::Staged(2));
+        assert_eq!(progress(&[(1, "retiring"), (2, "active")], NONE), Progress::Draining(2));
+        assert_eq!(progress(&[(2, "active")], NONE), Progress::Done(2));
+        assert_eq!(
+            progress(&[(1, "active")], NONE),
+            Progress::Asked,
+            "taken off by somebody: nothing was rotated"
+        );
     }
 
     #[test]
     fn a_request_during_a_rotation_is_for_another_one() {
         let goal = Goal::new(Some(&ring(&[(1, "active"), (2, "staged")])), false);
         assert_eq!(goal.requests, ROTATE);
-        assert_eq!(goal.phase(Some(&ring(&[(2, "active")])), ROTATE), Phase::Asked, "the one before it");
-        assert_eq!(goal.phase(Some(&ring(&[(3, "active")])), NONE), Phase::Done(3));
+        assert_eq!(
+            goal.progress(Some(&ring(&[(2, "active")])), ROTATE),
+            Progress::Asked,
+            "the one before it"
+        );
+        assert_eq!(goal.progress(Some(&ring(&[(3, "active")])), NONE), Progress::Done(3));
     }
 
     #[test]
@@ -192,10 +209,10 @@ mod tests {
         for roles in [[(1, "active"), (2, "staged")], [(1, "retiring"), (2, "active")]] {
             let goal = Goal::new(Some(&ring(&roles)), true);
             assert_eq!(goal.requests, Requests { press_on: true, ..Requests::default() });
-            assert_eq!(goal.phase(Some(&ring(&[(2, "active")])), NONE), Phase::Done(2));
+            assert_eq!(goal.progress(Some(&ring(&[(2, "active")])), NONE), Progress::Done(2));
         }
         let goal = Goal::new(Some(&ring(&[(1, "active")])), true);
         assert_eq!(goal.requests, Requests { rotate: true, press_on: true, enforce: None });
-        assert_eq!(Goal::new(None, false).phase(None, ROTATE), Phase::Asked);
+        assert_eq!(Goal::new(None, false).progress(None, ROTATE), Progress::Asked);
     }
 }

@@ -9,7 +9,7 @@ use croner::{
 use jiff::{Timestamp, tz::TimeZone};
 use secureoverlay_common::{
     ring::{Ring, Role},
-    rotation::Pace,
+    rotation::RotationSchedule,
 };
 use secureoverlay_daemon::duration::Human;
 
@@ -61,13 +61,13 @@ impl Schedule {
 
     /// The same for `ring` as of `now`.
     #[must_use]
-    pub fn pace(&self, ring: Option<&Ring>, now: Timestamp) -> Pace {
+    pub fn for_ring(&self, ring: Option<&Ring>, now: Timestamp) -> RotationSchedule {
         match self {
-            Self::Every(interval) => Pace::Every(*interval),
+            Self::Every(interval) => RotationSchedule::Every(*interval),
             Self::Cron(timetable) => {
                 let active = ring.and_then(|ring| ring.with_role(Role::Active));
                 let since = active.map_or(now, |active| active.role_since);
-                Pace::At { due: timetable.after(since), next: timetable.after(now) }
+                RotationSchedule::At { due: timetable.after(since), next: timetable.after(now) }
             }
         }
     }
@@ -103,8 +103,8 @@ mod tests {
     }
 
     fn next(schedule: &Schedule, now: &str) -> String {
-        match schedule.pace(None, time(now)) {
-            Pace::At { due, next } => {
+        match schedule.for_ring(None, time(now)) {
+            RotationSchedule::At { due, next } => {
                 assert_eq!(due, next, "no generation is active");
                 next.to_string()
             }
@@ -142,8 +142,9 @@ mod tests {
             "createdAt": role_since, "roleSince": role_since,
         });
         ring.generations.push(serde_json::from_value(generation).unwrap());
-        let expected = Pace::At { due: time("2026-11-19T11:00:00Z"), next: time("2026-11-20T04:00:00Z") };
-        assert_eq!(schedule.pace(Some(&ring), now), expected);
+        let expected =
+            RotationSchedule::At { due: time("2026-11-19T11:00:00Z"), next: time("2026-11-20T04:00:00Z") };
+        assert_eq!(schedule.for_ring(Some(&ring), now), expected);
     }
 
     #[test]

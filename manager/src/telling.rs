@@ -7,8 +7,9 @@ use std::{
 
 use secureoverlay_common::{
     names::ENFORCE,
-    ring::{Enforcement, Ring, RingError, Role},
-    rotation::{Action, Cause, Decision, Facts, Goal, Names},
+    phase::Phase,
+    ring::{Enforcement, Generation, Ring, RingError},
+    rotation::{Action, Cause, Decision, Names, Wait},
 };
 use secureoverlay_daemon::duration::Human;
 
@@ -105,16 +106,14 @@ impl Teller {
         self.event(Reason::RingRestored, text.to_owned());
     }
 
-    /// Whom the rotation waits for, or the way to `goal`. `shown` is what the nodes' objects say about that.
+    /// What the rotation waits for, or a change of enforcement. `shown` is what the nodes' objects say about that.
     pub fn waits(
         &mut self,
-        ring: Option<&Ring>,
-        facts: &Facts,
-        goal: Goal,
+        wait: Option<&Wait>,
         shown: impl FnOnce() -> BTreeMap<String, String>,
         now: Instant,
     ) {
-        let words = self.waiting.words(ring, facts, goal, shown, now);
+        let words = self.waiting.words(wait, shown, now);
         self.metrics.waits(words.count, words.waited);
         if let Some((reason, note)) = words.event {
             match reason {
@@ -131,16 +130,16 @@ impl Teller {
 
     /// A write was done.
     pub fn acted(&self, act: &Act<'_>) {
-        let id = |ring: Option<&Ring>, role| ring.and_then(|ring| ring.with_role(role)).map_or(0, |g| g.id);
+        let id = |generation: Option<&Generation>| generation.map_or(0, |generation| generation.id);
         let (revision, reason) = (act.after.revision, act.decision.reason.as_str());
-        let staged = id(Some(act.after), Role::Staged);
-        let active = id(Some(act.after), Role::Active);
+        let (before, after) = (Phase::of(act.before), act.after.phase());
+        let (staged, active) = (id(after.staged()), id(after.active()));
         let when = |condition: &str| {
             act.delay.map_or_else(|| format!("when {condition}"), |delay| format!("in {}", Human(delay)))
         };
         match act.decision.action {
             Action::Wait => {}
-            Action::Begin | Action::Stage => {
+            Action::Bootstrap | Action::Stage => {
                 let asked = act.requests.rotate;
                 self.metrics.started(act.decision.cause.unwrap_or(Cause::First), asked);
                 let text =
@@ -148,8 +147,8 @@ impl Teller {
                 tracing::info!(revision, generation = staged, reason, "{text}");
                 self.event(Reason::RotationStarted, format!("{text} ({reason})"));
             }
-            Action::Activate => match id(Some(act.after), Role::Retiring) {
-                0 => {
+            Action::Activate => match after.retiring() {
+                None => {
                     let text = format!("activated generation {active}");
                     tracing::info!(revision, generation = active, reason, "{text}");
                     self.event(Reason::KeyActivated, text);
@@ -161,18 +160,19 @@ impl Teller {
                         self.enforced(act, Reason::Enforcing, "plaintext goes on being turned away");
                     }
                 }
-                old => {
+                Some(old) => {
                     let text = format!(
-                        "activated generation {active}, dropping generation {old} {}",
+                        "activated generation {active}, dropping generation {} {}",
+                        old.id,
                         when("nobody sends with it")
                     );
                     tracing::info!(revision, generation = active, reason, "{text}");
                     self.event(Reason::KeyActivated, text);
                 }
             },
-            Action::Drop => {
+            Action::RemoveRetired => {
                 self.metrics.rotations.inc();
-                let old = id(act.before, Role::Retiring);
+                let old = id(before.retiring());
                 let text = format!("dropped generation {old}{}", next(act.after));
                 tracing::info!(revision, generation = old, reason, "{text}");
                 self.event(Reason::RotationCompleted, text);
@@ -192,17 +192,21 @@ impl Teller {
                     self.event(Reason::NodesPending, format!("{} {text}", Names(&act.pending)));
                 }
             }
-            Action::Insist => {
+            Action::SetEnforcement(Enforcement::Enforcing) => {
                 self.enforced(act, Reason::Enforcing, "insisting: plaintext is turned away from now on");
             }
-            Action::Relent => self.enforced(act, Reason::Relented, "relented: plaintext is accepted again"),
-            Action::Silence => {
-                let old = id(Some(act.after), Role::Retiring);
+            Action::SetEnforcement(Enforcement::Permissive) => {
+                self.enforced(act, Reason::Relented, "relented: plaintext is accepted again")
+            }
+            Action::StopSending => {
+                let old = id(after.retiring());
                 let off = when("nobody encrypts any more");
                 let text = format!("nobody is to send with generation {old} any more, switching off {off}");
                 self.enforced(act, Reason::SwitchingOff, &text);
             }
-            Action::Quit => self.enforced(act, Reason::SwitchedOff, "switched off: nothing is encrypted"),
+            Action::Disable | Action::SetEnforcement(Enforcement::Off) => {
+                self.enforced(act, Reason::SwitchedOff, "switched off: nothing is encrypted")
+            }
         }
     }
 

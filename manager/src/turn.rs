@@ -12,11 +12,13 @@ use jiff::Timestamp;
 use kube::Client;
 use rand::rngs::SysError;
 use secureoverlay_common::{
-    acknowledged::Acknowledged,
-    ring::{Ring, RingError, Role},
-    rotation::{Action, Answer, Decision, Facts, Goal, Installation, Settings, apply, decide},
+    phase::Phase,
+    ring::{Ring, RingError},
+    rotation::{
+        AckTracker, Action, Decision, DelayTracker, EnforcementGoal, Evidence, Installation, Readiness,
+        Settings, apply, decide,
+    },
     suite::Suite,
-    timed::Timed,
     uid::Uid,
 };
 use secureoverlay_daemon::duration::Human;
@@ -101,7 +103,7 @@ pub struct Options {
     /// Suite of new generations.
     pub suite: Suite,
     /// How far encryption is insisted on, where nobody asks for something else.
-    pub goal: Goal,
+    pub goal: EnforcementGoal,
     /// What a rotation waits for.
     pub acknowledgements: Acknowledgements,
     /// Time within which every node has read a new ring and programmed it, where nodes don't say so.
@@ -122,8 +124,8 @@ pub struct Manager {
     chooser: Chooser,
     cluster: Cluster,
     options: Options,
-    timed: Timed,
-    acknowledged: Acknowledged,
+    timed: DelayTracker,
+    acknowledged: AckTracker,
     trust: Trust,
     remembered: Option<Remembered>,
     metrics: Metrics,
@@ -135,8 +137,8 @@ pub struct Manager {
 /// What a decision is made of.
 struct Look {
     now: Now,
-    goal: Goal,
-    facts: Facts,
+    goal: EnforcementGoal,
+    evidence: Evidence,
     /// What the nodes say, where they do.
     view: Option<View>,
     /// For so long the number of Nodes is not believed.
@@ -153,8 +155,8 @@ impl Manager {
             chooser: Chooser::new(client.clone(), options.acknowledgements),
             client,
             cluster,
-            timed: Timed::new(options.delay),
-            acknowledged: Acknowledged::new(options.limit),
+            timed: DelayTracker::new(options.delay),
+            acknowledged: AckTracker::new(options.limit),
             trust: Trust::default(),
             remembered: None,
             teller: Teller::new(metrics.clone(), outbox.clone(), options.limit),
@@ -199,7 +201,7 @@ impl Manager {
         self.teller.asked(held.nonsense());
         let mut look = self.look(ring.as_ref(), None, requests, now);
         let mut decision = self.decide(ring.as_ref(), installation, &look);
-        if decision.action == Action::Relent {
+        if decision.action == Action::RELAX {
             // Whatever nodes say, and though nobody may be able to read it.
             self.forget(now);
             return self.act(held, ring.as_ref(), installation, &look, &decision).await;
@@ -208,7 +210,7 @@ impl Manager {
             self.cluster.want();
             look = self.look(ring.as_ref(), Some(self.cluster.view()?), requests, now);
             decision = self.decide(ring.as_ref(), installation, &look);
-            if needs_proof(decision.action) {
+            if decision.action.requires_fresh_list() {
                 // What the watches have brought may be old: nodes may have come, and taken back what they said.
                 let fresh = view::list(&self.client).await?;
                 look = self.look(ring.as_ref(), Some(fresh), requests, clock());
@@ -217,7 +219,7 @@ impl Manager {
         }
         self.lift_taints(ring.as_ref(), &look);
         let awaited = || self.cluster.awaited();
-        self.teller.waits(ring.as_ref(), &look.facts, look.goal, awaited, look.now.monotonic);
+        self.teller.waits(decision.wait.as_ref(), awaited, look.now.monotonic);
         if decision.action == Action::Wait {
             return Ok(Outcome::Waiting { wake_in: decision.wake_in, reason: decision.reason });
         }
@@ -228,32 +230,32 @@ impl Manager {
     /// for starts again.
     fn forget(&mut self, now: Now) {
         self.timed.observe(None, now.monotonic);
-        self.acknowledged.observe(View::default().sight(None, false), now.monotonic);
+        self.acknowledged.observe(View::default().snapshot(None, false), now.monotonic);
     }
 
     fn look(&mut self, ring: Option<&Ring>, view: Option<View>, requests: Requests, now: Now) -> Look {
         let mut doubt = None;
-        let mut facts = match &view {
+        let mut evidence = match &view {
             None => self.timed.observe(ring, now.monotonic),
             Some(view) => {
-                let sight = view.sight(ring, requests.press_on);
-                self.metrics.count(sight.census());
+                let snapshot = view.snapshot(ring, requests.press_on);
+                self.metrics.count(snapshot.counts());
                 doubt = self.trust.doubt(view.nodes.len(), now.monotonic);
-                self.acknowledged.observe(sight, now.monotonic)
+                self.acknowledged.observe(snapshot, now.monotonic)
             }
         };
         if requests.rotate {
-            facts.requested = Some("somebody asked for it by an annotation of the Secret".to_owned());
+            evidence.requested = Some("somebody asked for it by an annotation of the Secret".to_owned());
         }
-        let goal = requests.enforce.map_or(self.options.goal, Goal::from);
-        Look { now, goal, facts, view, doubt }
+        let goal = requests.enforce.map_or(self.options.goal, EnforcementGoal::from);
+        Look { now, goal, evidence, view, doubt }
     }
 
     fn decide(&self, ring: Option<&Ring>, installation: Installation, look: &Look) -> Decision {
         let settings = self.settings(ring, look.now, look.goal);
-        let decision = decide(ring, installation, &look.facts, look.now.wall, &settings);
+        let decision = decide(ring, installation, &look.evidence, look.now.wall, &settings);
         match look.doubt {
-            Some(left) if needs_all_nodes(decision.action) => {
+            Some(left) if decision.action.requires_all_nodes() => {
                 let nodes = look.view.as_ref().map_or(0, |view| view.nodes.len());
                 let (before, left_text) = (self.trust.believed(), Human(Duration::from_secs(left.as_secs())));
                 Decision {
@@ -263,6 +265,7 @@ impl Manager {
                         "suddenly there are {nodes} Nodes instead of {before}, which is not believed for another {left_text}"
                     ),
                     cause: None,
+                    wait: decision.wait,
                 }
             }
             _ => decision,
@@ -273,8 +276,8 @@ impl Manager {
     fn lift_taints(&mut self, ring: Option<&Ring>, look: &Look) {
         let (Some(lifter), Some(view)) = (&mut self.lifter, &look.view) else { return };
         let free = match look.goal {
-            Goal::Off => view.nodes.iter().map(|node| node.name.clone()).collect(),
-            Goal::Auto | Goal::Permissive => view.sight(ring, false).encrypting(),
+            EnforcementGoal::Off => view.nodes.iter().map(|node| node.name.clone()).collect(),
+            EnforcementGoal::Auto | EnforcementGoal::Permissive => view.snapshot(ring, false).encrypting(),
         };
         let tainted = self.cluster.tainted(lifter.key());
         for node in lifter.stuck(&tainted, &free, look.now.monotonic) {
@@ -290,8 +293,8 @@ impl Manager {
         }
     }
 
-    fn settings(&self, ring: Option<&Ring>, now: Now, goal: Goal) -> Settings {
-        Settings { pace: self.options.schedule.pace(ring, now.wall), suite: self.options.suite, goal }
+    fn settings(&self, ring: Option<&Ring>, now: Now, goal: EnforcementGoal) -> Settings {
+        Settings { schedule: self.options.schedule.for_ring(ring, now.wall), suite: self.options.suite, goal }
     }
 
     async fn act(
@@ -304,14 +307,14 @@ impl Manager {
     ) -> Result<Outcome, TurnError> {
         let action = decision.action;
         let settings = self.settings(ring, look.now, look.goal);
-        let next = self.apply(ring, action, installation, &look.facts, (look.now, &settings))?;
+        let next = self.apply(ring, action, installation, &look.evidence, (look.now, &settings))?;
         let requests = held.requests;
         // Nobody meant a later one that comes by itself.
         let unasked = action == Action::Stage && !requests.rotate;
-        let ends = matches!(action, Action::Drop | Action::Quit | Action::Insist)
+        let ends = matches!(action, Action::RemoveRetired | Action::Disable | Action::ENFORCE)
             || unasked
-            || (action == Action::Activate && next.with_role(Role::Retiring).is_none());
-        let rotate = matches!(action, Action::Begin | Action::Stage);
+            || (action == Action::Activate && matches!(next.phase(), Phase::Steady { .. }));
+        let rotate = matches!(action, Action::Bootstrap | Action::Stage);
         let answered = Requests { rotate, press_on: ends, enforce: None };
         let outcome = self.write(held, &next, answered).await?;
         if outcome == Outcome::Written {
@@ -323,7 +326,7 @@ impl Manager {
                 before: ring,
                 after: &next,
                 requests,
-                rekeyed: look.names(|uid| look.facts.rekey.contains_key(uid)),
+                rekeyed: look.names(|uid| look.evidence.rekey.contains_key(uid)),
                 pending: look.names(|uid| {
                     let was = ring.is_some_and(|ring| ring.pending.contains(uid));
                     next.pending.contains(uid) && !was
@@ -342,9 +345,9 @@ impl Manager {
         installation: Installation,
         now: Now,
     ) -> Result<Outcome, TurnError> {
-        let facts = Facts::of(Answer::Yes, Answer::Yes);
+        let evidence = Evidence::of(Readiness::Ready, Readiness::Ready);
         let settings = self.settings(Some(&lost.ring), now, self.options.goal);
-        let next = self.apply(Some(&lost.ring), Action::Wait, installation, &facts, (now, &settings))?;
+        let next = self.apply(Some(&lost.ring), Action::Wait, installation, &evidence, (now, &settings))?;
         // Kept until it is back for certain: the next turn reads it from there.
         self.remembered = Some(lost);
         let outcome = self.write(held, &next, Requests::default()).await?;
@@ -359,10 +362,10 @@ impl Manager {
         ring: Option<&Ring>,
         action: Action,
         installation: Installation,
-        facts: &Facts,
+        evidence: &Evidence,
         (now, settings): (Now, &Settings),
     ) -> Result<Ring, SysError> {
-        apply(ring, action, installation, facts, now.wall, settings, self.options.random)
+        apply(ring, action, installation, evidence, now.wall, settings, self.options.random)
     }
 
     async fn write(&mut self, held: Held, next: &Ring, answered: Requests) -> Result<Outcome, TurnError> {
@@ -381,33 +384,6 @@ impl Manager {
                 self.metrics.wrote(WriteResult::Error);
                 Err(error.into())
             }
-        }
-    }
-}
-
-/// Whether it would do harm to decide on this by an old view. A rekey does none: at worst a node gets one more.
-const fn needs_proof(action: Action) -> bool {
-    match action {
-        Action::Begin
-        | Action::Stage
-        | Action::Activate
-        | Action::Drop
-        | Action::Pend
-        | Action::Insist
-        | Action::Silence
-        | Action::Quit => true,
-        Action::Wait | Action::Rekey | Action::Relent | Action::Reset => false,
-    }
-}
-
-/// Whether it would do harm to leave nodes out.
-const fn needs_all_nodes(action: Action) -> bool {
-    match action {
-        Action::Activate | Action::Drop | Action::Pend | Action::Insist | Action::Silence | Action::Quit => {
-            true
-        }
-        Action::Wait | Action::Begin | Action::Stage | Action::Rekey | Action::Relent | Action::Reset => {
-            false
         }
     }
 }

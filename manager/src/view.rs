@@ -7,9 +7,7 @@ use std::{
 
 use kube::{Api, Client, api::ListParams};
 use secureoverlay_common::{
-    acknowledged::{Acknowledgement, Sight},
-    node::NodeFacts,
-    ring::Ring,
+    acknowledgement::Acknowledgement, node::NodeFacts, ring::Ring, rotation::ClusterSnapshot,
 };
 use secureoverlay_daemon::{client::describe, watched_node::WatchedNode};
 use serde::de::DeserializeOwned;
@@ -33,10 +31,10 @@ pub struct View {
 }
 
 impl View {
-    /// For [`secureoverlay_common::acknowledged`].
+    /// For [`secureoverlay_common::rotation::evidence`].
     #[must_use]
-    pub const fn sight<'s>(&'s self, ring: Option<&'s Ring>, pressed: bool) -> Sight<'s> {
-        Sight { ring, nodes: self.nodes.as_slice(), said: &self.said, pressed, probing: true }
+    pub const fn snapshot<'s>(&'s self, ring: Option<&'s Ring>, forced: bool) -> ClusterSnapshot<'s> {
+        ClusterSnapshot { ring, nodes: self.nodes.as_slice(), acks: &self.said, forced, probing: true }
     }
 }
 

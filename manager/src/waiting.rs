@@ -7,8 +7,7 @@ use std::{
 };
 
 use secureoverlay_common::{
-    ring::{Enforcement, Ring, Role},
-    rotation::{Answer, Facts, Goal, Names},
+    rotation::{Blocker, BlockerReason, Names, Step, Wait},
     uid::Uid,
 };
 use secureoverlay_daemon::duration::Human;
@@ -24,100 +23,53 @@ const NODES: usize = 20;
 /// What the objects say is believed again after this: our own writes have reached the watch by then.
 const RECHECK: Duration = Duration::from_secs(60);
 
-/// What nodes are awaited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Receive,
-    Switch,
-    Insist,
-    AcceptPlaintext,
-    FallSilent,
+/// What the nodes are awaited for.
+fn what(wait: &Wait) -> String {
+    match wait.step {
+        Step::Receive => format!("receiving generation {}", wait.id),
+        Step::Switch => format!("switching to generation {}", wait.id),
+        Step::Enforce => "insisting".to_owned(),
+        Step::AcceptPlaintext => "accepting plaintext again".to_owned(),
+        Step::StopSending => "no longer encrypting".to_owned(),
+    }
 }
 
-/// Nodes that are awaited, and what for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Wait<'f> {
-    /// The step, and the generation that it is about.
-    phase: (Uid, Step),
-    nodes: &'f BTreeSet<String>,
-    what: String,
-    /// What speaks against it.
-    obstacle: Option<&'f str>,
-}
-
-impl<'f> Wait<'f> {
-    fn find(ring: Option<&Ring>, facts: &'f Facts, goal: Goal) -> Option<Self> {
-        let ring = ring?;
-        let with_role = |role| ring.with_role(role);
-        let (retiring, active, staged) =
-            (with_role(Role::Retiring), with_role(Role::Active), with_role(Role::Staged));
-        let permissive = ring.enforcement == Enforcement::Permissive;
-        let insists = goal == Goal::Auto && permissive;
-        let (step, of, answer, what) = match (retiring, active, staged) {
-            (Some(old), Some(active), _) => {
-                (Step::Switch, old, &facts.nobody_sends, format!("switching to generation {}", active.id))
-            }
-            (Some(old), None, None) if goal == Goal::Off => {
-                (Step::FallSilent, old, &facts.nobody_sends, "no longer encrypting".to_owned())
-            }
-            // Beside a first generation, whoever insists goes on until it is active.
-            (_, active, staged) if goal == Goal::Off && permissive && !ring.is_first() => {
-                let what = "accepting plaintext again".to_owned();
-                (Step::AcceptPlaintext, active.or(staged)?, &facts.nobody_insists, what)
-            }
-            (_, _, Some(staged)) => {
-                (Step::Receive, staged, &facts.all_receive, format!("receiving generation {}", staged.id))
-            }
-            (_, Some(active), None) if insists => {
-                (Step::Insist, active, &facts.may_insist, "insisting".to_owned())
-            }
-            _ => return None,
-        };
-        let obstacle = facts.obstacle.as_deref().filter(|_| step == Step::Insist);
-        match answer {
-            Answer::Awaits { nodes, .. } => Some(Self { phase: (of.uid, step), nodes, what, obstacle }),
-            Answer::Yes | Answer::In(_) => None,
-        }
-    }
-
-    /// What `node` is told. What speaks against it elsewhere is none of its business.
-    fn what(&self, node: &str) -> String {
-        let own = self.obstacle.and_then(|obstacle| obstacle.strip_prefix(node)?.strip_prefix(": "));
-        format!("{}{}", self.what, Because(own))
-    }
+/// What `node` is told. What blocks others is not its concern.
+fn what_of(wait: &Wait, node: &str) -> String {
+    let reported = |blocker: &&Blocker| blocker.reason == BlockerReason::Reported && blocker.node == node;
+    let own = wait.blocker.as_ref().filter(reported);
+    format!("{}{}", what(wait), Because(own.map(|blocker| &blocker.detail)))
 }
 
 /// What speaks against something, where anything does.
-struct Because<'o>(Option<&'o str>);
+struct Because<T>(Option<T>);
 
-impl fmt::Display for Because<'_> {
+impl<T: fmt::Display> fmt::Display for Because<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |obstacle| write!(f, ": {obstacle}"))
+        self.0.as_ref().map_or(Ok(()), |blocker| write!(f, ": {blocker}"))
     }
 }
 
-impl Step {
-    const fn reason(self, stalled: bool) -> Reason {
-        match (self, stalled) {
-            (Self::Receive | Self::Switch, false) => Reason::RotationWaiting,
-            (Self::Receive | Self::Switch, true) => Reason::RotationStalled,
-            (Self::Insist | Self::AcceptPlaintext | Self::FallSilent, false) => Reason::EnforcementWaiting,
-            (Self::Insist | Self::AcceptPlaintext | Self::FallSilent, true) => Reason::EnforcementStalled,
-        }
+const fn reason(step: Step, stalled: bool) -> Reason {
+    match (step, stalled) {
+        (Step::Receive | Step::Switch, false) => Reason::RotationWaiting,
+        (Step::Receive | Step::Switch, true) => Reason::RotationStalled,
+        (Step::Enforce | Step::AcceptPlaintext | Step::StopSending, false) => Reason::EnforcementWaiting,
+        (Step::Enforce | Step::AcceptPlaintext | Step::StopSending, true) => Reason::EnforcementStalled,
     }
+}
 
-    /// What to do about a stall.
-    const fn advice(self) -> &'static str {
-        match self {
-            Self::Receive | Self::Switch => {
-                ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
-                 (ucp-secureoverlay-mgr rotate --force)"
-            }
-            Self::Insist => ". Until then plaintext is accepted: mend what is named, or exclude those nodes",
-            Self::AcceptPlaintext | Self::FallSilent => {
-                ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
-                 (kubectl -n kube-system annotate secret ucp-secureoverlay secureoverlay.io/press-on=true)"
-            }
+/// What to do about a stall.
+const fn advice(step: Step) -> &'static str {
+    match step {
+        Step::Receive | Step::Switch => {
+            ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
+             (ucp-secureoverlay-mgr rotate --force)"
+        }
+        Step::Enforce => ". Until then plaintext is accepted: mend what is named, or exclude those nodes",
+        Step::AcceptPlaintext | Step::StopSending => {
+            ". Nodes that are Ready are waited for without end: mend their agents, or go on without them \
+             (kubectl -n kube-system annotate secret ucp-secureoverlay secureoverlay.io/press-on=true)"
         }
     }
 }
@@ -147,7 +99,7 @@ pub struct Waiting {
 
 #[derive(Debug)]
 struct Told {
-    phase: (Uid, Step),
+    wait: (Uid, Step),
     since: Instant,
     event: Option<(Reason, Instant)>,
 }
@@ -162,9 +114,7 @@ impl Waiting {
     /// What to tell at `now`. `shown` is what the nodes' objects say that they are awaited for.
     pub fn words(
         &mut self,
-        ring: Option<&Ring>,
-        facts: &Facts,
-        goal: Goal,
+        wait: Option<&Wait>,
         shown: impl FnOnce() -> BTreeMap<String, String>,
         now: Instant,
     ) -> Words {
@@ -174,16 +124,18 @@ impl Waiting {
         }
         let mut words = Words::default();
         let mut wanted = BTreeMap::new();
-        self.wait = Wait::find(ring, facts, goal).map(|wait| {
+        // Where only time has to pass, no node is awaited.
+        self.wait = wait.filter(|wait| !wait.nodes.is_empty()).map(|wait| {
             let mut told = match self.wait.take() {
-                Some(told) if told.phase == wait.phase => told,
-                _ => Told { phase: wait.phase, since: now, event: None },
+                Some(told) if told.wait == wait.key() => told,
+                _ => Told { wait: wait.key(), since: now, event: None },
             };
             words.count = wait.nodes.len();
             words.waited = now.saturating_duration_since(told.since);
             if words.waited >= QUIET {
-                wanted = wait.nodes.iter().take(NODES).map(|node| (node.clone(), wait.what(node))).collect();
-                words.event = told.event(&wait, words.waited, self.limit, now);
+                wanted =
+                    wait.nodes.iter().take(NODES).map(|node| (node.clone(), what_of(wait, node))).collect();
+                words.event = told.event(wait, words.waited, self.limit, now);
             }
             told
         });
@@ -203,24 +155,23 @@ impl Waiting {
 impl Told {
     fn event(
         &mut self,
-        wait: &Wait<'_>,
+        wait: &Wait,
         waited: Duration,
         limit: Duration,
         now: Instant,
     ) -> Option<(Reason, String)> {
-        let (_, step) = wait.phase;
         let stalled = waited > limit;
-        let reason = step.reason(stalled);
+        let reason = reason(wait.step, stalled);
         let again = |(last, at)| last != reason || now.saturating_duration_since(at) >= REPEAT;
         if !self.event.is_none_or(again) {
             return None;
         }
         self.event = Some((reason, now));
         let time = Human(Duration::from_secs(waited.as_secs()));
-        let (nodes, because) = (Names(wait.nodes), Because(wait.obstacle));
-        let mut note = format!("waiting for {time} for {nodes}: {}{because}", wait.what);
+        let (nodes, because) = (Names(&wait.nodes), Because(wait.blocker.as_ref()));
+        let mut note = format!("waiting for {time} for {nodes}: {}{because}", what(wait));
         if stalled {
-            note.push_str(step.advice());
+            note.push_str(advice(wait.step));
         }
         Some((reason, note))
     }
@@ -228,6 +179,12 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
+    use secureoverlay_common::{
+        ring::{Enforcement, Ring},
+        rotation::{EnforcementGoal, Evidence, Installation, Readiness, RotationSchedule, Settings, decide},
+        suite::Suite,
+    };
+
     use super::*;
     use crate::testing;
 
@@ -237,30 +194,31 @@ mod tests {
         testing::ring(Enforcement::Permissive, roles)
     }
 
-    fn awaits(count: usize) -> Answer {
+    fn awaits(count: usize) -> Readiness {
         let nodes = (1..=count).map(|n| format!("node-{n:02}")).collect();
-        Answer::Awaits { nodes, look_in: LIMIT }
+        Readiness::Waiting { nodes, look_in: LIMIT }
     }
 
     struct Case {
         waiting: Waiting,
         ring: Ring,
-        facts: Facts,
-        goal: Goal,
+        evidence: Evidence,
+        goal: EnforcementGoal,
         shown: BTreeMap<String, String>,
         now: Instant,
     }
 
     impl Case {
-        fn new(roles: &[(u64, &str)], answer: Answer) -> Self {
-            let facts = Facts::of(answer.clone(), answer);
-            let (waiting, goal) = (Waiting::new(LIMIT), Goal::Permissive);
-            Self { waiting, ring: ring(roles), facts, goal, shown: BTreeMap::new(), now: Instant::now() }
+        fn new(roles: &[(u64, &str)], answer: Readiness) -> Self {
+            let evidence = Evidence::of(answer.clone(), answer);
+            let (waiting, goal) = (Waiting::new(LIMIT), EnforcementGoal::Permissive);
+            Self { waiting, ring: ring(roles), evidence, goal, shown: BTreeMap::new(), now: Instant::now() }
         }
 
         fn words(&mut self) -> Words {
             let shown = self.shown.clone();
-            let words = self.waiting.words(Some(&self.ring), &self.facts, self.goal, || shown, self.now);
+            let wait = self.wait();
+            let words = self.waiting.words(wait.as_ref(), || shown, self.now);
             for (node, what) in &words.awaited {
                 match what {
                     Some(what) => self.shown.insert(node.clone(), what.clone()),
@@ -268,6 +226,14 @@ mod tests {
                 };
             }
             words
+        }
+
+        /// What the real decision waits for.
+        fn wait(&self) -> Option<Wait> {
+            let schedule = RotationSchedule::Every(Duration::from_secs(12 * 3600));
+            let settings = Settings { schedule, suite: Suite::default(), goal: self.goal };
+            let now = "2026-11-20T03:00:00Z".parse().unwrap();
+            decide(Some(&self.ring), Installation::Unknown, &self.evidence, now, &settings).wait
         }
 
         fn after(&mut self, time: Duration) -> Words {
@@ -321,27 +287,27 @@ mod tests {
 
     #[test]
     fn the_ladder_waits_as_well() {
-        let mut case = Case::new(&[(42, "active")], Answer::Yes);
-        case.facts.may_insist = awaits(1);
-        case.facts.nobody_insists = awaits(2);
-        case.facts.nobody_sends = awaits(3);
+        let mut case = Case::new(&[(42, "active")], Readiness::Ready);
+        case.evidence.can_enforce = awaits(1);
+        case.evidence.none_enforcing = awaits(2);
+        case.evidence.drained = awaits(3);
         assert_eq!(case.words().count, 0, "nobody wants to insist");
-        case.goal = Goal::Auto;
-        case.facts.obstacle = Some("node-01: a policy of somebody else".into());
+        case.goal = EnforcementGoal::Auto;
+        case.evidence.blocker = Some(Blocker::reported("node-01", "a foreign policy"));
         case.words();
         let words = case.after(QUIET);
-        let note = "waiting for 15s for node-01: insisting: node-01: a policy of somebody else".to_owned();
+        let note = "waiting for 15s for node-01: insisting: node-01: a foreign policy".to_owned();
         assert_eq!(words.event, Some((Reason::EnforcementWaiting, note)));
         let (reason, note) = case.after(LIMIT).event.unwrap();
         assert!(reason == Reason::EnforcementStalled && note.contains("plaintext is accepted"), "{note}");
         case.ring.enforcement = Enforcement::Enforcing;
         assert_eq!(case.words().count, 0, "what speaks against it later lowers nothing");
         case.ring.enforcement = Enforcement::Permissive;
-        case.goal = Goal::Off;
+        case.goal = EnforcementGoal::Off;
         assert_eq!((case.words().count, case.words().waited), (2, Duration::ZERO));
         assert!(case.after(QUIET).event.unwrap().1.ends_with("accepting plaintext again"));
         case.ring = ring(&[(42, "staged")]);
-        case.facts.all_receive = awaits(4);
+        case.evidence.staged_acked = awaits(4);
         assert_eq!(case.words().count, 4, "it is used before anybody stops insisting");
         case.ring = ring(&[(42, "retiring")]);
         assert_eq!(case.words().count, 3);
@@ -350,20 +316,25 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_told_of_its_own_obstacle_alone() {
-        let told = |obstacle: &str| {
-            let mut case = Case::new(&[(42, "active")], Answer::Yes);
-            (case.goal, case.facts.may_insist) = (Goal::Auto, awaits(2));
-            case.facts.obstacle = Some(obstacle.to_owned());
+    fn a_node_is_told_of_its_own_blocker_alone() {
+        let told = |blocker: &Blocker| {
+            let mut case = Case::new(&[(42, "active")], Readiness::Ready);
+            (case.goal, case.evidence.can_enforce) = (EnforcementGoal::Auto, awaits(2));
+            case.evidence.blocker = Some(blocker.clone());
             case.words();
             let words = case.after(QUIET);
-            assert!(words.event.unwrap().1.ends_with(&format!("insisting: {obstacle}")));
+            assert!(words.event.unwrap().1.ends_with(&format!("insisting: {blocker}")));
             words.awaited.into_values().map(Option::unwrap).collect::<Vec<_>>()
         };
-        assert_eq!(told("node-02: a policy"), ["insisting", "insisting: a policy"]);
-        for others in ["node-03: a policy", "ESP does not pass between node-01 and node-02", "node-0: b", ""]
-        {
-            assert_eq!(told(others), ["insisting"; 2], "{others}");
+        assert_eq!(told(&Blocker::reported("node-02", "a policy")), ["insisting", "insisting: a policy"]);
+        let of = |reason, detail: &str| Blocker { node: "node-01".into(), reason, detail: detail.into() };
+        for others in [
+            Blocker::reported("node-03", "a policy"),
+            Blocker::reported("node-0", "b"),
+            of(BlockerReason::EspBlocked, "node-02"),
+            of(BlockerReason::MtuTooLarge, ""),
+        ] {
+            assert_eq!(told(&others), ["insisting"; 2], "{others}");
         }
     }
 
@@ -372,13 +343,13 @@ mod tests {
         let mut case = Case::new(&STAGED, awaits(2));
         case.words();
         case.after(QUIET);
-        case.facts.all_receive = awaits(1);
+        case.evidence.staged_acked = awaits(1);
         assert_eq!(case.words().awaited, BTreeMap::from([("node-02".into(), None)]));
         assert_eq!(case.words().awaited, BTreeMap::new(), "once");
-        case.facts.all_receive = Answer::Yes;
+        case.evidence.staged_acked = Readiness::Ready;
         assert_eq!(case.words().awaited, BTreeMap::from([("node-01".into(), None)]));
         // What a manager before this one said, too.
-        let mut case = Case::new(&[(43, "active")], Answer::Yes);
+        let mut case = Case::new(&[(43, "active")], Readiness::Ready);
         case.shown.insert("node-07".into(), "receiving generation 41".into());
         assert_eq!(case.words().awaited, BTreeMap::from([("node-07".into(), None)]));
     }

@@ -5,7 +5,7 @@ use std::{
 
 use axum::http::{Method, Request, Response};
 use kube::client::Body;
-use secureoverlay_common::acknowledged::Acknowledgement;
+use secureoverlay_common::acknowledgement::Acknowledgement;
 use tokio::task::JoinHandle;
 use tower::service_fn;
 

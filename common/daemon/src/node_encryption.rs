@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
-use secureoverlay_common::acknowledged::Acknowledgement;
+use secureoverlay_common::acknowledgement::Acknowledgement;
 use serde::{Deserialize, Serialize};
 
 /// There is nothing to ask of a node here: its agent writes the status, and the manager and people read it.

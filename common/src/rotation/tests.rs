@@ -1,12 +1,19 @@
-use std::{borrow::Borrow, convert::Infallible};
+use std::{borrow::Borrow, collections::BTreeMap, convert::Infallible, net::IpAddr};
 
-use super::*;
+use jiff::{SignedDuration, Timestamp};
 
-const YES: Facts = Facts::of(Answer::Yes, Answer::Yes);
-const LATER: Facts = Facts::of(Answer::In(Duration::from_secs(60)), Answer::In(Duration::from_secs(60)));
+use super::{apply::distinct, *};
+use crate::ring::{Ring, Role};
+
+const YES: Evidence = Evidence::of(Readiness::Ready, Readiness::Ready);
+const LATER: Evidence =
+    Evidence::of(Readiness::After(Duration::from_secs(60)), Readiness::After(Duration::from_secs(60)));
 const INTERVAL: Duration = Duration::from_secs(12 * 3600);
-const SETTINGS: Settings =
-    Settings { pace: Pace::Every(INTERVAL), suite: Suite::Aes128Gcm8, goal: Goal::Permissive };
+const SETTINGS: Settings = Settings {
+    schedule: RotationSchedule::Every(INTERVAL),
+    suite: Suite::Aes128Gcm8,
+    goal: EnforcementGoal::Permissive,
+};
 
 /// A manager with a clock that only moves by hand and random numbers that count.
 struct Run {
@@ -23,21 +30,21 @@ impl Run {
         Self { ring: None, installation: Installation::Unknown, now, settings: SETTINGS, drawn: 0 }
     }
 
-    fn decide(&self, facts: impl Borrow<Facts>) -> Decision {
-        decide(self.ring.as_ref(), self.installation, facts.borrow(), self.now, &self.settings)
+    fn decide(&self, evidence: impl Borrow<Evidence>) -> Decision {
+        decide(self.ring.as_ref(), self.installation, evidence.borrow(), self.now, &self.settings)
     }
 
     /// Decides, writes, and shows what the ring holds then, as the Secret would.
-    fn step(&mut self, facts: impl Borrow<Facts>) -> (Action, Vec<(u64, Role)>) {
-        let facts = facts.borrow();
-        let action = self.decide(facts).action;
+    fn step(&mut self, evidence: impl Borrow<Evidence>) -> (Action, Vec<(u64, Role)>) {
+        let evidence = evidence.borrow();
+        let action = self.decide(evidence).action;
         if action != Action::Wait {
             let drawn = &mut self.drawn;
             let ring = apply(
                 self.ring.as_ref(),
                 action,
                 self.installation,
-                facts,
+                evidence,
                 self.now,
                 &self.settings,
                 |bytes| {
@@ -76,7 +83,7 @@ impl Run {
 fn from_nothing_through_one_rotation() {
     use Role::{Active, Retiring, Staged};
     let mut run = Run::new();
-    assert_eq!(run.step(LATER), (Action::Begin, vec![(1, Staged)]));
+    assert_eq!(run.step(LATER), (Action::Bootstrap, vec![(1, Staged)]));
     assert_eq!(run.step(LATER), (Action::Wait, vec![(1, Staged)]));
     assert_eq!(run.step(YES), (Action::Activate, vec![(1, Active)]));
     assert_eq!(run.step(YES), (Action::Wait, vec![(1, Active)]));
@@ -86,7 +93,7 @@ fn from_nothing_through_one_rotation() {
     assert_eq!(run.step(LATER), (Action::Wait, vec![(1, Active), (2, Staged)]));
     assert_eq!(run.step(YES), (Action::Activate, vec![(1, Retiring), (2, Active)]));
     assert_eq!(run.step(LATER), (Action::Wait, vec![(1, Retiring), (2, Active)]));
-    assert_eq!(run.step(YES), (Action::Drop, vec![(2, Active)]));
+    assert_eq!(run.step(YES), (Action::RemoveRetired, vec![(2, Active)]));
     assert_eq!(run.step(YES), (Action::Wait, vec![(2, Active)]));
 }
 
@@ -104,12 +111,12 @@ fn a_clock_that_jumps_neither_stops_nor_storms_rotation() {
     let mut run = Run::steady();
     run.advance(-24 * 365);
     assert_eq!(run.step(YES).0, Action::Stage, "a clock that went back must not stop rotation for a year");
-    for action in [Action::Activate, Action::Drop, Action::Wait, Action::Wait] {
+    for action in [Action::Activate, Action::RemoveRetired, Action::Wait, Action::Wait] {
         assert_eq!(run.step(YES).0, action);
     }
     run.advance(24 * 365);
     assert_eq!(run.step(YES).0, Action::Stage);
-    for action in [Action::Activate, Action::Drop, Action::Wait, Action::Wait] {
+    for action in [Action::Activate, Action::RemoveRetired, Action::Wait, Action::Wait] {
         assert_eq!(run.step(YES).0, action);
     }
 }
@@ -118,7 +125,7 @@ fn a_clock_that_jumps_neither_stops_nor_storms_rotation() {
 fn a_shorter_interval_counts_at_once() {
     let mut run = Run::steady();
     run.advance(1);
-    run.settings.pace = Pace::Every(Duration::from_secs(1800));
+    run.settings.schedule = RotationSchedule::Every(Duration::from_secs(1800));
     assert_eq!(run.step(YES).0, Action::Stage);
 }
 
@@ -129,7 +136,7 @@ fn by_timetable(run: &mut Run) {
         Timestamp::from_second((time.as_second().div_euclid(half_day) + 1) * half_day).unwrap()
     };
     let since = run.ring.as_ref().and_then(Ring::active).map_or(run.now, |active| active.role_since);
-    run.settings.pace = Pace::At { due: after(since), next: after(run.now) };
+    run.settings.schedule = RotationSchedule::At { due: after(since), next: after(run.now) };
 }
 
 #[test]
@@ -153,7 +160,7 @@ fn a_timetable_survives_a_clock_that_jumps() {
     for years in [-1, 1] {
         let mut run = Run::steady();
         run.advance(24 * 365 * years);
-        for action in [Action::Stage, Action::Activate, Action::Drop, Action::Wait, Action::Wait] {
+        for action in [Action::Stage, Action::Activate, Action::RemoveRetired, Action::Wait, Action::Wait] {
             by_timetable(&mut run);
             assert_eq!(run.step(YES).0, action, "{years}");
         }
@@ -176,7 +183,7 @@ fn another_suite_is_a_rotation() {
 #[test]
 fn a_request_is_a_rotation() {
     let mut run = Run::steady();
-    let wanted = Facts { requested: Some("somebody asked".into()), ..YES };
+    let wanted = Evidence { requested: Some("somebody asked".into()), ..YES };
     assert_eq!(run.decide(&wanted).reason, "somebody asked");
     assert_eq!(run.decide(&wanted).cause, Some(Cause::Request));
     assert_eq!(run.step(&wanted).0, Action::Stage);
@@ -191,7 +198,7 @@ fn awaited_nodes_are_named() {
     run.step(YES);
     let nodes = (1..=7).map(|n| format!("node-{n}")).collect();
     let look_in = Duration::from_secs(9);
-    let decision = run.decide(Facts { all_receive: Answer::Awaits { nodes, look_in }, ..YES });
+    let decision = run.decide(Evidence { staged_acked: Readiness::Waiting { nodes, look_in }, ..YES });
     assert_eq!((decision.action, decision.wake_in), (Action::Wait, look_in));
     assert_eq!(
         decision.reason,
@@ -202,18 +209,18 @@ fn awaited_nodes_are_named() {
 #[test]
 fn an_old_ring_that_came_back_is_replaced_by_a_newer_one() {
     let mut run = Run::steady();
-    let facts = Facts { newest: 7, ..YES };
-    assert_eq!(run.step(&facts), (Action::Stage, vec![(1, Role::Active), (8, Role::Staged)]));
+    let evidence = Evidence { newest: 7, ..YES };
+    assert_eq!(run.step(&evidence), (Action::Stage, vec![(1, Role::Active), (8, Role::Staged)]));
     for _ in 0..2 {
-        run.step(&facts);
+        run.step(&evidence);
     }
-    assert_eq!(run.step(&facts), (Action::Wait, vec![(8, Role::Active)]));
+    assert_eq!(run.step(&evidence), (Action::Wait, vec![(8, Role::Active)]));
     // As does one that was wiped.
     run.ring = None;
-    assert_eq!(run.step(Facts { newest: 8, ..YES }), (Action::Begin, vec![(9, Role::Staged)]));
+    assert_eq!(run.step(Evidence { newest: 8, ..YES }), (Action::Bootstrap, vec![(9, Role::Staged)]));
     run.ring = None;
-    let absurd = Facts { newest: u64::MAX, ..YES };
-    assert_eq!(run.step(&absurd), (Action::Begin, vec![(LAST_ID + 1, Role::Staged)]));
+    let absurd = Evidence { newest: u64::MAX, ..YES };
+    assert_eq!(run.step(&absurd), (Action::Bootstrap, vec![(LAST_ID + 1, Role::Staged)]));
 }
 
 #[test]
@@ -224,8 +231,8 @@ fn a_node_that_lost_its_sas_gets_a_new_incarnation_in_any_phase() {
     let node = Uid::from_random([9; 16]);
     let [active, staged] = &run.ring.as_ref().unwrap().generations[..] else { panic!("two generations") };
     let needed = BTreeMap::from([(active.uid, 1), (staged.uid, 4)]);
-    let facts = Facts { rekey: BTreeMap::from([(node, needed)]), ..LATER };
-    assert_eq!(run.step(&facts).0, Action::Rekey);
+    let evidence = Evidence { rekey: BTreeMap::from([(node, needed)]), ..LATER };
+    assert_eq!(run.step(&evidence).0, Action::Rekey);
     let incarnations: Vec<u32> =
         run.ring.as_ref().unwrap().generations.iter().map(|g| g.incarnation(&node)).collect();
     assert_eq!(incarnations, [1, 4]);
@@ -237,14 +244,20 @@ fn no_two_nodes_share_an_spi() {
     let mut run = Run::new();
     let senders: BTreeMap<Uid, IpAddr> =
         (1..=3).map(|n| (Uid::from_random([n; 16]), IpAddr::from([192, 0, 2, n]))).collect();
-    let facts = Facts { senders, ..YES };
-    run.step(&facts);
-    run.step(&facts);
+    let evidence = Evidence { senders, ..YES };
+    run.step(&evidence);
+    run.step(&evidence);
     run.advance(12);
     let mut seeds = 0;
     let old_seed = run.ring.as_ref().unwrap().generations[0].spi_seed.clone();
-    let ring =
-        apply(run.ring.as_ref(), Action::Stage, run.installation, &facts, run.now, &run.settings, |bytes| {
+    let ring = apply(
+        run.ring.as_ref(),
+        Action::Stage,
+        run.installation,
+        &evidence,
+        run.now,
+        &run.settings,
+        |bytes| {
             seeds += 1;
             // uid, key, and then seeds; the first is the active generation's.
             bytes.fill(seeds + 100);
@@ -252,11 +265,12 @@ fn no_two_nodes_share_an_spi() {
                 bytes.copy_from_slice(old_seed.expose());
             }
             Ok::<_, Infallible>(())
-        })
-        .unwrap();
+        },
+    )
+    .unwrap();
     assert_eq!(seeds, 4, "one seed more was drawn");
     assert!(ring.generations[0].spi_seed != ring.generations[1].spi_seed);
-    assert!(distinct(ring.generations.iter(), &facts.senders));
+    assert!(distinct(ring.generations.iter(), &evidence.senders));
 }
 
 #[test]
@@ -271,7 +285,7 @@ fn a_ring_ends_with_its_installation() {
     run.step(YES);
     run.installation = Installation::Present(two);
     let before = run.ring.clone().unwrap();
-    assert_eq!(run.step(YES), (Action::Begin, vec![(1, Role::Staged)]));
+    assert_eq!(run.step(YES), (Action::Bootstrap, vec![(1, Role::Staged)]));
     let after = run.ring.as_ref().unwrap();
     assert_eq!(
         (after.installation, after.enforcement),
@@ -296,17 +310,20 @@ fn the_clock_of_timed_facts_starts_with_the_process() {
     let mut run = Run::new();
     run.step(YES);
     let (delay, start) = (Duration::from_secs(180), std::time::Instant::now());
-    let mut timed = crate::timed::Timed::new(delay);
+    let mut timed = DelayTracker::new(delay);
     run.advance(24 * 365);
-    assert_eq!(timed.observe(run.ring.as_ref(), start).all_receive, Answer::In(delay));
+    assert_eq!(timed.observe(run.ring.as_ref(), start).staged_acked, Readiness::After(delay));
     let later = start + Duration::from_secs(100);
-    assert_eq!(timed.observe(run.ring.as_ref(), later).all_receive, Answer::In(Duration::from_secs(80)));
-    assert_eq!(timed.observe(run.ring.as_ref(), start + delay).all_receive, Answer::Yes);
+    assert_eq!(
+        timed.observe(run.ring.as_ref(), later).staged_acked,
+        Readiness::After(Duration::from_secs(80))
+    );
+    assert_eq!(timed.observe(run.ring.as_ref(), start + delay).staged_acked, Readiness::Ready);
     // The next role starts anew, and a manager that was restarted knows nothing.
     run.step(YES);
     run.advance(12);
     run.step(YES);
-    assert_eq!(timed.observe(run.ring.as_ref(), start + delay).all_receive, Answer::In(delay));
-    let mut restarted = crate::timed::Timed::new(delay);
-    assert_eq!(restarted.observe(run.ring.as_ref(), start + delay).all_receive, Answer::In(delay));
+    assert_eq!(timed.observe(run.ring.as_ref(), start + delay).staged_acked, Readiness::After(delay));
+    let mut restarted = DelayTracker::new(delay);
+    assert_eq!(restarted.observe(run.ring.as_ref(), start + delay).staged_acked, Readiness::After(delay));
 }

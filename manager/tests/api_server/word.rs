@@ -11,7 +11,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     ring::{Ring, Role},
     uid::Uid,
 };

@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 use rand::{TryRng, rngs::SysRng};
 use secureoverlay_common::{
     ring::{Ring, Role},
-    rotation::Goal,
+    rotation::EnforcementGoal,
     suite::Suite,
 };
 use secureoverlay_manager::{
@@ -52,7 +52,7 @@ async fn two_managers_make_one_key() {
             schedule: Schedule::Every(Duration::from_secs(3600)),
             suite: Suite::Aes128Gcm8,
             acknowledgements: Acknowledgements::Timed,
-            goal: Goal::Auto,
+            goal: EnforcementGoal::Auto,
             delay: Duration::from_secs(60),
             startup_taint: None,
             limit: Duration::from_secs(3600),

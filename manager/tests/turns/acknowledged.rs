@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::http::{Method, StatusCode};
 use secureoverlay_common::{
-    acknowledged::{Acknowledgement, DRAIN, MISSED, PENDING_AFTER},
+    acknowledgement::Acknowledgement,
     names::{PRESS_ON, ROTATE},
     ring::Role::{Active, Retiring, Staged},
 };

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use secureoverlay_common::{
-    acknowledged::{Acknowledgement, DRAIN},
+    acknowledgement::Acknowledgement,
     names::{ENFORCE, PRESS_ON},
     ring::{
         Enforcement,
         Role::{Active, Retiring, Staged},
     },
-    rotation::Goal,
+    rotation::{EnforcementGoal, evidence::acks::DRAIN},
 };
 use secureoverlay_manager::{
     enforce,
@@ -28,7 +28,7 @@ use crate::fake::{
 /// A manager that goes up to enforcing.
 async fn insisting(nodes: usize) -> Case {
     let mut case = Case::new(nodes);
-    case.bench = Bench::with(case.fake(), Options { goal: Goal::Auto, ..options() });
+    case.bench = Bench::with(case.fake(), Options { goal: EnforcementGoal::Auto, ..options() });
     case.bench.watch();
     case.settle().await;
     case.speak();
@@ -120,7 +120,7 @@ async fn what_was_insisted_on_goes_on_beside_a_ring_begun_anew() {
         if let Some(asked) = asked {
             case.annotate(ENFORCE, asked);
         }
-        let mut other = Bench::with(&fake, Options { goal: Goal::Auto, ..options() });
+        let mut other = Bench::with(&fake, Options { goal: EnforcementGoal::Auto, ..options() });
         other.watch();
         assert_eq!(other.settle().await, [(2, Staged)]);
         let ring = fake.ring();

@@ -279,7 +279,7 @@ impl World {
                 .is_some_and(|program| program.ring.enforcement == Enforcement::Enforcing);
         // Beside a ring that was begun anew, what was insisted on goes on.
         let begun = known.stage == Stage::Normal
-            && known.program.as_ref().is_some_and(|program| program.ring.is_first());
+            && known.program.as_ref().is_some_and(|program| program.ring.phase().is_bootstrapping());
         machine.insists = (enforcing && complete) || (machine.insists && (enforcing || begun));
         if complete {
             machine.let_through.clear();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use secureoverlay_agent::removal::Sighting;
-use secureoverlay_common::{acknowledged::Acknowledgement, node::NodeFacts, uid::Uid};
+use secureoverlay_common::{acknowledgement::Acknowledgement, node::NodeFacts, uid::Uid};
 
 use crate::Time;
 

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use secureoverlay_common::{rotation::Goal, uid::Uid};
+use secureoverlay_common::{rotation::EnforcementGoal, uid::Uid};
 
 use crate::{
     api::{Change, DaemonSet, Secret, What, Who},
@@ -172,7 +172,9 @@ impl World {
                 }
             }
             Fault::ClockJumped { seconds } => self.clock += seconds,
-            Fault::GoalChanged { insist } => self.goal = if insist { Goal::Auto } else { Goal::Permissive },
+            Fault::GoalChanged { insist } => {
+                self.goal = if insist { EnforcementGoal::Auto } else { EnforcementGoal::Permissive }
+            }
         }
     }
 

@@ -316,12 +316,9 @@ impl World {
     #[must_use]
     pub fn unsettled(&self, rotations: u64) -> Option<String> {
         let Some((ring, version)) = self.ring() else { return Some("there is no ring".into()) };
-        let [active] = &ring.generations[..] else {
+        let Phase::Steady { active } = ring.phase() else {
             return Some(format!("the ring is {}", crate::manager::roles(&ring)));
         };
-        if active.role != Role::Active {
-            return Some("nothing is active".into());
-        }
         if self.tally.rotations <= rotations {
             return Some("no rotation was completed".into());
         }

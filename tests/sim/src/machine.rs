@@ -15,7 +15,7 @@ use secureoverlay_agent::{
     reconcile::{Outcome, Reconciler},
 };
 use secureoverlay_common::{
-    acknowledged::Acknowledgement, ring::Ring, rotation::Incarnations, uid::Uid, wire::End,
+    acknowledgement::Acknowledgement, ring::Ring, rotation::Incarnations, uid::Uid, wire::End,
 };
 
 use crate::{

@@ -4,10 +4,14 @@
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use secureoverlay_common::{
-    acknowledged::{Acknowledged, Acknowledgement, Sight},
+    acknowledgement::Acknowledgement,
     node::NodeFacts,
-    ring::{Ring, RingError, Role},
-    rotation::{Action, Facts, Installation, Pace, Settings, apply, decide},
+    phase::Phase,
+    ring::{Ring, RingError},
+    rotation::{
+        AckTracker, Action, ClusterSnapshot, Evidence, Installation, RotationSchedule, Settings, apply,
+        decide,
+    },
     suite::Suite,
     uid::Uid,
 };
@@ -32,7 +36,7 @@ pub struct Manager {
     pub stopped_until: Time,
     nodes: Option<BTreeMap<String, NodeFacts>>,
     said: Option<BTreeMap<String, Acknowledgement>>,
-    acknowledged: Acknowledged,
+    acknowledged: AckTracker,
     remembered: Option<(Uid, Ring)>,
     step: Step,
     /// When it takes its next step.
@@ -66,7 +70,7 @@ impl World {
             stopped_until: Time::ZERO,
             nodes: None,
             said: None,
-            acknowledged: Acknowledged::new(self.scenario.limit),
+            acknowledged: AckTracker::new(self.scenario.limit),
             remembered: None,
             step: Step::Read,
             next: self.now,
@@ -175,10 +179,10 @@ impl World {
             variant.mishear(&mut said, &nodes, ring, &self.numbers);
         }
         let manager = &mut self.managers[at];
-        let sight = Sight { ring, nodes: &nodes, said: &said, pressed: false, probing: true };
-        let mut facts = manager.acknowledged.observe(sight, now);
+        let snapshot = ClusterSnapshot { ring, nodes: &nodes, acks: &said, forced: false, probing: true };
+        let mut evidence = manager.acknowledged.observe(snapshot, now);
         if let Some(variant) = self.variant {
-            variant.misjudge(&mut facts, ring);
+            variant.misjudge(&mut evidence, ring);
         }
         match ring {
             Some(ring) => manager.remembered = Some((held.secret, ring.clone())),
@@ -193,30 +197,21 @@ impl World {
                     same && *secret == held.secret
                 }) {
                     manager.remembered = Some((held.secret, lost.clone()));
-                    let next = self.next_ring(Some(&lost), Action::Wait, installation, &facts);
+                    let next = self.next_ring(Some(&lost), Action::Wait, installation, &evidence);
                     self.managers[at].step = Step::Write(held, Box::new(next), Action::Wait, nodes);
                     return self.rng.millis(1, 50);
                 }
             }
         }
-        let decision = decide(ring, installation, &facts, wall, &self.settings());
+        let decision = decide(ring, installation, &evidence, wall, &self.settings());
         match decision.action {
             Action::Wait => decision.wake_in.min(POLL).max(Duration::from_millis(50)),
-            Action::Begin
-            | Action::Stage
-            | Action::Activate
-            | Action::Drop
-            | Action::Pend
-            | Action::Insist
-            | Action::Silence
-            | Action::Quit
-                if !fresh =>
-            {
+            action if action.requires_fresh_list() && !fresh => {
                 self.managers[at].step = Step::LookAgain(held);
                 self.rng.millis(1, 200)
             }
             action => {
-                let next = self.next_ring(ring, action, installation, &facts);
+                let next = self.next_ring(ring, action, installation, &evidence);
                 self.managers[at].step = Step::Write(held, Box::new(next), action, nodes);
                 self.rng.millis(1, 50)
             }
@@ -224,7 +219,8 @@ impl World {
     }
 
     fn settings(&self) -> Settings {
-        Settings { pace: Pace::Every(self.scenario.interval), suite: Suite::Aes128Gcm8, goal: self.goal }
+        let schedule = RotationSchedule::Every(self.scenario.interval);
+        Settings { schedule, suite: Suite::Aes128Gcm8, goal: self.goal }
     }
 
     fn next_ring(
@@ -232,14 +228,14 @@ impl World {
         ring: Option<&Ring>,
         action: Action,
         installation: Installation,
-        facts: &Facts,
+        evidence: &Evidence,
     ) -> Ring {
         let (wall, settings) = (self.wall(), self.settings());
         let fill = |bytes: &mut [u8]| {
             self.manager_rng.fill(bytes);
             Ok::<_, Infallible>(())
         };
-        let Ok(next) = apply(ring, action, installation, facts, wall, &settings, fill);
+        let Ok(next) = apply(ring, action, installation, evidence, wall, &settings, fill);
         next
     }
 
@@ -262,10 +258,10 @@ impl World {
         let uid = secret.uid;
         let behind = self.left_behind(held.ring.as_ref(), action, nodes);
         // Both may leave a ring behind that was made for another installation.
-        if !matches!(action, Action::Reset | Action::Begin) {
+        if !matches!(action, Action::Reset | Action::Bootstrap) {
             self.check_drop(next, nodes, &behind);
         }
-        if action == Action::Insist {
+        if action == Action::ENFORCE {
             self.check_insist(nodes);
         }
         let before = self.history.last().cloned();
@@ -274,9 +270,9 @@ impl World {
             self.machines[machine].left_behind = Some(version);
         }
         match action {
-            Action::Begin => self.note_break(version, Break::Lost, before.as_deref()),
+            Action::Bootstrap => self.note_break(version, Break::Lost, before.as_deref()),
             Action::Reset => self.note_break(version, Break::Reset, before.as_deref()),
-            Action::Drop => self.tally.rotations += 1,
+            Action::RemoveRetired => self.tally.rotations += 1,
             Action::Rekey => {
                 self.tally.rekeys += 1;
                 let now = self.instant();
@@ -286,9 +282,13 @@ impl World {
                 let active = next.active().map(|active| (active.uid, (active.incarnations.clone(), version)));
                 self.activated.extend(active);
             }
-            Action::Insist => self.tally.insisted += 1,
-            Action::Wait | Action::Stage | Action::Pend | Action::Relent | Action::Silence | Action::Quit => {
-            }
+            Action::ENFORCE => self.tally.insisted += 1,
+            Action::Wait
+            | Action::Stage
+            | Action::Pend
+            | Action::SetEnforcement(_)
+            | Action::StopSending
+            | Action::Disable => {}
         }
         self.tell(|| format!("manager {at}: {action:?}, revision {} is {}", next.revision, roles(next)));
         Duration::from_millis(50)
@@ -296,12 +296,13 @@ impl World {
 
     /// Machines that a write goes on without, and may: excluded, or not ready for as long as the limit says.
     fn left_behind(&self, ring: Option<&Ring>, action: Action, nodes: &[NodeFacts]) -> Vec<usize> {
-        let waits_for = match action {
-            Action::Activate => Role::Staged,
-            Action::Drop => Role::Retiring,
+        let phase = Phase::of(ring);
+        let awaited = match action {
+            Action::Activate => phase.staged(),
+            Action::RemoveRetired => phase.retiring(),
             _ => return Vec::new(),
         };
-        let waited = ring.and_then(|ring| ring.with_role(waits_for)).is_some_and(|generation| {
+        let waited = awaited.is_some_and(|generation| {
             let since = self.roles.get(&(generation.uid, generation.role)).copied().unwrap_or(self.now);
             self.now - since >= self.scenario.limit
         });

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use secureoverlay_common::rotation::Goal;
+use secureoverlay_common::rotation::EnforcementGoal;
 
 use crate::{
     fault::Scenario,
@@ -59,7 +59,7 @@ fn live(world: &mut World) {
         return;
     }
     world.end_faults();
-    world.goal = Goal::Auto;
+    world.goal = EnforcementGoal::Auto;
     let (rotations, end) = (world.tally.rotations, world.now + SETTLING + 3 * world.scenario.interval);
     let mut looked = world.now;
     while world.violation.is_none() && world.step(end) {

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     node::NodeFacts,
     ring::{Ring, Role},
-    rotation::{Answer, Facts},
+    rotation::{Evidence, Readiness},
     uid::Uid,
 };
 
@@ -113,15 +113,15 @@ impl Variant {
         Some(ring)
     }
 
-    /// What this manager takes the facts for.
-    pub fn misjudge(self, facts: &mut Facts, ring: Option<&Ring>) {
+    /// What this manager takes the evidence for.
+    pub fn misjudge(self, evidence: &mut Evidence, ring: Option<&Ring>) {
         match self {
-            Self::ActivateUnacknowledged => facts.all_receive = Answer::Yes,
-            Self::InsistUnacknowledged => facts.may_insist = Answer::Yes,
-            Self::DropUnswitched => facts.nobody_sends = Answer::Yes,
+            Self::ActivateUnacknowledged => evidence.staged_acked = Readiness::Ready,
+            Self::InsistUnacknowledged => evidence.can_enforce = Readiness::Ready,
+            Self::DropUnswitched => evidence.drained = Readiness::Ready,
             Self::DropUndrained if ring.is_some_and(|ring| ring.with_role(Role::Retiring).is_some()) => {
-                if matches!(facts.nobody_sends, Answer::In(_)) {
-                    facts.nobody_sends = Answer::Yes;
+                if matches!(evidence.drained, Readiness::After(_)) {
+                    evidence.drained = Readiness::Ready;
                 }
             }
             _ => {}

@@ -13,10 +13,10 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use secureoverlay_agent::xfrm::SaId;
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     node::NodeFacts,
     ring::{Generation, Ring, Role},
-    rotation::{Goal, Incarnations},
+    rotation::{EnforcementGoal, Incarnations},
     uid::Uid,
     wire::End,
 };
@@ -145,7 +145,7 @@ pub struct World {
     /// The mistake in it.
     pub variant: Option<Variant>,
     /// How far encryption is to be insisted on.
-    pub goal: Goal,
+    pub goal: EnforcementGoal,
     /// Virtual time.
     pub now: Time,
     /// The manager's wall clock is ahead of it by so many seconds.
@@ -245,7 +245,7 @@ impl World {
         let mut world = Self {
             scenario: scenario.clone(),
             variant,
-            goal: Goal::Auto,
+            goal: EnforcementGoal::Auto,
             now: Time::ZERO,
             clock: 0,
             objects: Objects::default(),
@@ -464,7 +464,7 @@ impl World {
     /// Notes a break that the write of this version made; `before` is the last ring before it.
     pub fn note_break(&mut self, version: u64, kind: Break, before: Option<&[u8]>) {
         let ring = before.and_then(|document| Ring::parse(document).ok());
-        let retiring = ring.and_then(|ring| ring.with_role(Role::Retiring).cloned());
+        let retiring = Phase::of(ring.as_ref()).retiring().cloned();
         self.breaks.insert(version, Broken { kind, retiring });
     }
 

@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use kube::runtime::watcher::Event;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rand::{TryRng, rngs::SysRng};
-use secureoverlay_common::{ring::Role, rotation::Goal, suite::Suite};
+use secureoverlay_common::{ring::Role, rotation::EnforcementGoal, suite::Suite};
 use secureoverlay_manager::{
     cluster::Cluster,
     metrics::Metrics,
@@ -116,7 +116,7 @@ pub fn options() -> Options {
     Options {
         schedule: Schedule::Every(INTERVAL),
         suite: Suite::Aes128Gcm8,
-        goal: Goal::Permissive,
+        goal: EnforcementGoal::Permissive,
         acknowledgements: Acknowledgements::Auto,
         delay: DELAY,
         limit: LIMIT,

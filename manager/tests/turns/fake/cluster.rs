@@ -6,7 +6,7 @@ use std::{
 };
 
 use secureoverlay_common::{
-    acknowledged::Acknowledgement,
+    acknowledgement::Acknowledgement,
     ring::{
         Ring,
         Role::{self, Active, Staged},

@@ -1,13 +1,14 @@
-//! Facts from the time that has passed, for clusters whose nodes can't say what they have done.
+//! Evidence from the time that has passed, for clusters whose nodes can't say what they have done.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use super::{Evidence, Readiness};
 use crate::{
+    phase::Phase,
     ring::{Enforcement, Generation, Ring, Role},
-    rotation::{Answer, Facts},
     uid::Uid,
 };
 
@@ -15,9 +16,9 @@ use crate::{
 ///
 /// The times in the ring are not used: another manager's clock may have written them.
 #[derive(Debug, Default)]
-pub struct Since(BTreeMap<(Uid, Role), Instant>);
+pub struct RoleTimers(BTreeMap<(Uid, Role), Instant>);
 
-impl Since {
+impl RoleTimers {
     /// Nothing was seen yet.
     #[must_use]
     pub const fn new() -> Self {
@@ -43,39 +44,41 @@ impl Since {
 
 /// Takes for true, after a delay, what must have become true by then.
 #[derive(Debug)]
-pub struct Timed {
+pub struct DelayTracker {
     delay: Duration,
-    since: Since,
+    since: RoleTimers,
     /// Since when plaintext is accepted by the ring.
     permissive: Option<Instant>,
 }
 
-impl Timed {
+impl DelayTracker {
     /// `delay`: time within which every node has read a new ring and programmed it.
     #[must_use]
     pub const fn new(delay: Duration) -> Self {
-        Self { delay, since: Since::new(), permissive: None }
+        Self { delay, since: RoleTimers::new(), permissive: None }
     }
 
     /// Notes what `ring` shows at `now`, and says what may be taken for true.
-    pub fn observe(&mut self, ring: Option<&Ring>, now: Instant) -> Facts {
+    pub fn observe(&mut self, ring: Option<&Ring>, now: Instant) -> Evidence {
         self.since.observe(ring, now);
-        let answer = |role| {
-            let waited = ring
-                .and_then(|ring| ring.with_role(role))
-                .map_or(Duration::ZERO, |generation| self.since.waited(generation, now));
-            let left = self.delay.saturating_sub(waited);
-            if left.is_zero() { Answer::Yes } else { Answer::In(left) }
+        let phase = Phase::of(ring);
+        let in_its_role = |generation: Option<&Generation>| {
+            let waited = generation.map_or(Duration::ZERO, |generation| self.since.waited(generation, now));
+            after(self.delay.saturating_sub(waited))
         };
+        let (staged_acked, drained) = (in_its_role(phase.staged()), in_its_role(phase.retiring()));
         let permissive = ring.is_some_and(|ring| ring.enforcement == Enforcement::Permissive);
         self.permissive = permissive.then(|| self.permissive.unwrap_or(now));
         let accepted = self.permissive.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let left = self.delay.saturating_sub(accepted);
-        Facts {
+        Evidence {
             // Whom ESP does not reach is not known: who was pending stays so.
             pending: ring.map_or_else(Default::default, |ring| ring.pending.clone()),
-            nobody_insists: if left.is_zero() { Answer::Yes } else { Answer::In(left) },
-            ..Facts::of(answer(Role::Staged), answer(Role::Retiring))
+            none_enforcing: after(self.delay.saturating_sub(accepted)),
+            ..Evidence::of(staged_acked, drained)
         }
     }
+}
+
+const fn after(left: Duration) -> Readiness {
+    if left.is_zero() { Readiness::Ready } else { Readiness::After(left) }
 }

@@ -1,5 +1,16 @@
-use super::*;
-use crate::{secret::SecretBytes, suite::Suite};
+use super::{
+    rekey::{PAUSE, REKEYED},
+    steps::FORCED,
+    *,
+};
+use crate::{
+    acknowledgement::Acknowledgement,
+    node::NodeFacts,
+    ring::{Generation, Role},
+    rotation::NodeCounts,
+    secret::SecretBytes,
+    suite::Suite,
+};
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -43,9 +54,9 @@ struct Case {
     ring: Ring,
     nodes: Vec<NodeFacts>,
     said: BTreeMap<String, Acknowledgement>,
-    pressed: bool,
+    forced: bool,
     probing: bool,
-    acknowledged: Acknowledged,
+    acknowledged: AckTracker,
     now: Instant,
 }
 
@@ -81,14 +92,16 @@ impl Case {
             oversized: false,
         };
         let said = nodes.iter().map(|node| (node.name.clone(), say(node))).collect();
-        let acknowledged = Acknowledged::new(LIMIT);
-        Self { ring, nodes, said, pressed: false, probing: false, acknowledged, now: Instant::now() }
+        let acknowledged = AckTracker::new(LIMIT);
+        Self { ring, nodes, said, forced: false, probing: false, acknowledged, now: Instant::now() }
     }
 
-    fn observe(&mut self) -> Facts {
-        let Self { ring, nodes, said, pressed, probing, acknowledged, now } = self;
-        acknowledged
-            .observe(Sight { ring: Some(ring), nodes, said, pressed: *pressed, probing: *probing }, *now)
+    fn observe(&mut self) -> Evidence {
+        let Self { ring, nodes, said, forced, probing, acknowledged, now } = self;
+        acknowledged.observe(
+            ClusterSnapshot { ring: Some(ring), nodes, acks: said, forced: *forced, probing: *probing },
+            *now,
+        )
     }
 
     fn second(&mut self) -> &mut Acknowledgement {
@@ -96,9 +109,9 @@ impl Case {
     }
 }
 
-fn awaits(answer: &Answer) -> Vec<&str> {
+fn awaits(answer: &Readiness) -> Vec<&str> {
     match answer {
-        Answer::Awaits { nodes, .. } => nodes.iter().map(String::as_str).collect(),
+        Readiness::Waiting { nodes, .. } => nodes.iter().map(String::as_str).collect(),
         _ => vec![],
     }
 }
@@ -109,13 +122,13 @@ const RETIRING: [Role; 2] = [Role::Retiring, Role::Active];
 #[test]
 fn a_rotation_waits_for_every_node_by_its_name() {
     let mut case = Case::new(&STAGED);
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     case.second().receives.remove(&gen_uid(2));
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
     case.now += 100 * LIMIT;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "a Ready node is waited for without end");
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"], "a Ready node is waited for without end");
     case.said.remove("node-3");
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2", "node-3"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2", "node-3"]);
 }
 
 #[test]
@@ -130,29 +143,29 @@ fn what_another_boot_node_or_installation_said_does_not_count() {
     for change in wrong {
         let mut case = Case::new(&STAGED);
         change(case.second(), other);
-        assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-        let sight = Sight {
+        assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
+        let snapshot = ClusterSnapshot {
             ring: Some(&case.ring),
             nodes: &case.nodes,
-            said: &case.said,
-            pressed: false,
+            acks: &case.said,
+            forced: false,
             probing: false,
         };
-        assert_eq!(sight.census(), Census { expected: 3, heard: 2 });
+        assert_eq!(snapshot.counts(), NodeCounts { expected: 3, heard: 2 });
     }
     let mut case = Case::new(&STAGED);
     case.nodes[1].boot = None;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "nobody knows which boot it is");
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"], "nobody knows which boot it is");
 }
 
 #[test]
 fn a_generation_is_known_by_its_uid_and_incarnations() {
     let mut case = Case::new(&STAGED);
     case.ring.generations[1].uid = uid(55);
-    assert_eq!(awaits(&case.observe().all_receive).len(), 3);
+    assert_eq!(awaits(&case.observe().staged_acked).len(), 3);
     let mut case = Case::new(&STAGED);
     case.ring.generations[1].incarnations.insert(uid(1), 1);
-    assert_eq!(awaits(&case.observe().all_receive).len(), 3, "node-1's pairs have other keys now");
+    assert_eq!(awaits(&case.observe().staged_acked).len(), 3, "node-1's pairs have other keys now");
 }
 
 #[test]
@@ -160,26 +173,26 @@ fn a_node_that_is_not_ready_is_left_behind_in_the_end() {
     let mut case = Case::new(&STAGED);
     case.said.remove("node-2");
     case.nodes[1].ready = false;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
     case.now += LIMIT - Duration::from_secs(1);
     let look_in = Duration::from_secs(1);
     let nodes = BTreeSet::from(["node-2".to_owned()]);
-    assert_eq!(case.observe().all_receive, Answer::Awaits { nodes, look_in });
+    assert_eq!(case.observe().staged_acked, Readiness::Waiting { nodes, look_in });
     case.now += look_in;
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     // A manager that has just started knows nothing of the time before.
-    case.acknowledged = Acknowledged::new(LIMIT);
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    case.acknowledged = AckTracker::new(LIMIT);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
 }
 
 #[test]
 fn somebody_may_press_on() {
     let mut case = Case::new(&STAGED);
     case.said.remove("node-2");
-    case.pressed = true;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
-    case.now += PRESSED;
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    case.forced = true;
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
+    case.now += FORCED;
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
 }
 
 #[test]
@@ -187,30 +200,30 @@ fn excluded_nodes_are_not_waited_for_and_an_empty_list_is_not_believed() {
     let mut case = Case::new(&STAGED);
     case.said.remove("node-2");
     case.nodes[1].excluded = true;
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     case.nodes.clear();
-    assert_eq!(case.observe().all_receive, Answer::In(LOOK_AGAIN));
+    assert_eq!(case.observe().staged_acked, Readiness::After(LOOK_AGAIN));
 }
 
 #[test]
 fn an_old_generation_goes_when_nobody_sends_with_it_and_its_packets_have_arrived() {
     let mut case = Case::new(&RETIRING);
     case.second().sends = Some(gen_uid(1));
-    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
+    assert_eq!(awaits(&case.observe().drained), ["node-2"]);
     case.second().sends = None;
-    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"], "it may send with several");
+    assert_eq!(awaits(&case.observe().drained), ["node-2"], "it may send with several");
     case.second().sends = Some(gen_uid(2));
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN));
     case.now += DRAIN / 2;
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN / 2));
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN / 2));
     case.second().sends = Some(gen_uid(1));
-    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
+    assert_eq!(awaits(&case.observe().drained), ["node-2"]);
     case.second().sends = Some(gen_uid(2));
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "from the start");
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN), "from the start");
     case.now += DRAIN;
-    assert_eq!(case.observe().nobody_sends, Answer::Yes);
+    assert_eq!(case.observe().drained, Readiness::Ready);
     case.ring.generations[0].role_since = "2026-11-20T03:00:01Z".parse().unwrap();
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "it was sent with again in between");
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN), "it was sent with again in between");
 }
 
 #[test]
@@ -224,7 +237,7 @@ fn burnt_incarnations_are_replaced_once_and_not_too_often() {
     case.acknowledged.rekeyed(case.now);
     case.ring.generations[1].incarnations.insert(node, 1);
     assert_eq!(case.observe().rekey, BTreeMap::new());
-    case.now += REKEY_PAUSE;
+    case.now += PAUSE;
     assert_eq!(case.observe().rekey, BTreeMap::from([(node, BTreeMap::from([(gen_uid(3), 7)]))]));
     case.ring.generations[2].incarnations.insert(node, 7);
     assert_eq!(case.observe().rekey, BTreeMap::new());
@@ -235,22 +248,22 @@ fn burnt_incarnations_are_replaced_once_and_not_too_often() {
 #[test]
 fn where_many_nodes_need_new_keys_a_rotation_gives_them() {
     let mut case = many_lost(&[Role::Active]);
-    let facts = case.observe();
-    assert!(facts.rekey.is_empty() && facts.requested.unwrap().starts_with("101 nodes lost SAs"));
+    let evidence = case.observe();
+    assert!(evidence.rekey.is_empty() && evidence.requested.unwrap().starts_with("101 nodes lost SAs"));
     case.nodes.pop();
-    let facts = case.observe();
-    assert_eq!((facts.rekey.len(), facts.requested), (REKEYED, None));
+    let evidence = case.observe();
+    assert_eq!((evidence.rekey.len(), evidence.requested), (REKEYED, None));
     // One after the other they would fill the ring as well.
     case.ring.generations[0].incarnations.insert(uid(150), 1);
-    let facts = case.observe();
-    assert!(facts.rekey.is_empty() && facts.requested.unwrap().contains("after 1 that have new ones"));
+    let evidence = case.observe();
+    assert!(evidence.rekey.is_empty() && evidence.requested.unwrap().contains("after 1 that have new ones"));
 }
 
 #[test]
 fn one_that_is_under_way_does_not_wait_for_many_nodes_without_keys() {
     for roles in [&STAGED[..], &RETIRING, &FIRST] {
-        let facts = many_lost(roles).observe();
-        assert_eq!((facts.rekey.len(), facts.requested), (REKEYED + 1, None), "{roles:?}");
+        let evidence = many_lost(roles).observe();
+        assert_eq!((evidence.rekey.len(), evidence.requested), (REKEYED + 1, None), "{roles:?}");
     }
 }
 
@@ -271,8 +284,8 @@ fn many_lost(roles: &[Role]) -> Case {
 #[test]
 fn limits_and_lost_rings_are_heard_of() {
     let mut case = Case::new(&STAGED);
-    let facts = case.observe();
-    assert_eq!((facts.requested, facts.newest, facts.senders.len()), (None, 2, 3));
+    let evidence = case.observe();
+    assert_eq!((evidence.requested, evidence.newest, evidence.senders.len()), (None, 2, 3));
     case.second().spent = [gen_uid(2), uid(9)].into();
     assert_eq!(case.observe().requested, None, "that generation is not in use");
     case.second().spent.insert(gen_uid(1));
@@ -283,8 +296,8 @@ fn limits_and_lost_rings_are_heard_of() {
     assert_eq!(case.observe().newest, 2);
 }
 
-fn pending(facts: &Facts) -> Vec<Uid> {
-    facts.pending.iter().copied().collect()
+fn pending(evidence: &Evidence) -> Vec<Uid> {
+    evidence.pending.iter().copied().collect()
 }
 
 const ACTIVE: [Role; 1] = [Role::Active];
@@ -322,7 +335,7 @@ fn a_word_that_is_missing_for_a_while_makes_nobody_pending() {
     case.now += Duration::from_secs(1);
     assert_eq!(pending(&case.observe()), [uid(1), uid(2), uid(3)]);
     // Who was never heard is not waited for.
-    case.acknowledged = Acknowledged::new(LIMIT);
+    case.acknowledged = AckTracker::new(LIMIT);
     assert_eq!(pending(&case.observe()), [uid(1), uid(2), uid(3)]);
 }
 
@@ -330,11 +343,11 @@ fn a_word_that_is_missing_for_a_while_makes_nobody_pending() {
 fn who_has_no_room_in_its_tunnel_does_not_begin() {
     let mut case = Case::new(&FIRST);
     (case.second().oversized, case.second().silent) = (true, true);
-    let facts = case.observe();
-    assert_eq!(pending(&facts), [uid(2)]);
-    assert!(facts.obstacle.unwrap().contains("node-2 leaves no room"));
-    case.ring.pending = facts.pending;
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    let evidence = case.observe();
+    assert_eq!(pending(&evidence), [uid(2)]);
+    assert!(evidence.blocker.unwrap().to_string().contains("node-2 leaves no room"));
+    case.ring.pending = evidence.pending;
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     case.ring.generations[0].role = Role::Active;
     assert_eq!(pending(&case.observe()), [uid(2)]);
     case.second().oversized = false;
@@ -362,18 +375,18 @@ fn the_first_generation_gives_everybody_a_minute() {
     case.said.remove("node-2");
     assert_eq!(pending(&case.observe()), []);
     case.now += PENDING_AFTER;
-    let facts = case.observe();
+    let evidence = case.observe();
     assert_eq!(
-        (pending(&facts), awaits(&facts.all_receive)),
+        (pending(&evidence), awaits(&evidence.staged_acked)),
         (vec![uid(2)], vec!["node-2"]),
         "not written yet"
     );
-    case.ring.pending = facts.pending;
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    case.ring.pending = evidence.pending;
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     // A manager that has just started does not begin anew.
-    case.acknowledged = Acknowledged::new(LIMIT);
-    let facts = case.observe();
-    assert_eq!((pending(&facts), facts.all_receive), (vec![uid(2)], Answer::Yes));
+    case.acknowledged = AckTracker::new(LIMIT);
+    let evidence = case.observe();
+    assert_eq!((pending(&evidence), evidence.staged_acked), (vec![uid(2)], Readiness::Ready));
 }
 
 #[test]
@@ -383,31 +396,31 @@ fn two_must_receive_before_anybody_sends() {
         case.said.remove(node);
     }
     case.ring.pending = [uid(2), uid(3)].into();
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2", "node-3"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2", "node-3"]);
     case.nodes.truncate(1);
-    assert_eq!(case.observe().all_receive, Answer::Yes, "nobody to wait for");
+    assert_eq!(case.observe().staged_acked, Readiness::Ready, "nobody to wait for");
     // Later ones are for those who can.
     let mut case = Case::new(&STAGED);
     case.said.clear();
     case.ring.pending = [uid(1), uid(2), uid(3)].into();
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
 }
 
 #[test]
 fn the_first_activation_waits_for_probes_where_there_are_any() {
     let mut case = Case::new(&FIRST);
     case.second().unreachable = None;
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     case.probing = true;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
     case.ring.pending = [uid(2)].into();
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"], "it answers, so it will know");
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"], "it answers, so it will know");
     case.said.remove("node-2");
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
     let mut case = Case::new(&STAGED);
     case.probing = true;
     case.second().unreachable = None;
-    assert_eq!(case.observe().all_receive, Answer::Yes, "that was before the first one");
+    assert_eq!(case.observe().staged_acked, Readiness::Ready, "that was before the first one");
 }
 
 #[test]
@@ -419,24 +432,24 @@ fn where_esp_does_not_pass_nobody_begins_to_encrypt() {
         case.said.get_mut("node-1").unwrap().unreachable = Some([uid(3)].into());
         case
     };
-    let facts = blocked(&FIRST).observe();
-    assert_eq!(pending(&facts), [uid(3)]);
-    assert_eq!(facts.obstacle.unwrap(), "ESP does not pass between node-1 and node-3");
+    let evidence = blocked(&FIRST).observe();
+    assert_eq!(pending(&evidence), [uid(3)]);
+    assert_eq!(evidence.blocker.unwrap().to_string(), "ESP does not pass between node-1 and node-3");
 
     let mut case = blocked(&ACTIVE);
     case.ring.pending = [uid(3)].into();
-    let facts = case.observe();
-    assert_eq!(pending(&facts), [uid(3)], "as long as it is so");
-    assert_eq!(awaits(&facts.may_insist), ["node-1", "node-2", "node-3"]);
+    let evidence = case.observe();
+    assert_eq!(pending(&evidence), [uid(3)], "as long as it is so");
+    assert_eq!(awaits(&evidence.can_enforce), ["node-1", "node-2", "node-3"]);
 
     let mut case = blocked(&ACTIVE);
-    let facts = case.observe();
+    let evidence = case.observe();
     assert_eq!(
-        pending(&facts),
+        pending(&evidence),
         [],
         "ESP has passed: an agent that does not answer is no reason for plaintext"
     );
-    assert_eq!(awaits(&facts.may_insist), ["node-1", "node-2"], "but one not to insist yet");
+    assert_eq!(awaits(&evidence.can_enforce), ["node-1", "node-2"], "but one not to insist yet");
     case.ring.enforcement = Enforcement::Enforcing;
     assert_eq!(pending(&case.observe()), [], "nothing is lowered by itself");
 }
@@ -444,7 +457,7 @@ fn where_esp_does_not_pass_nobody_begins_to_encrypt() {
 #[test]
 fn insisting_takes_everybody_and_nothing_against_it() {
     let mut case = Case::new(&ACTIVE);
-    assert_eq!(case.observe().may_insist, Answer::Yes);
+    assert_eq!(case.observe().can_enforce, Readiness::Ready);
     let changes: [fn(&mut Acknowledgement); 6] = [
         |said| said.revision -= 1,
         |said| said.encrypts = false,
@@ -456,28 +469,28 @@ fn insisting_takes_everybody_and_nothing_against_it() {
     for change in changes {
         let mut case = Case::new(&ACTIVE);
         change(case.second());
-        assert_eq!(awaits(&case.observe().may_insist), ["node-2"]);
+        assert_eq!(awaits(&case.observe().can_enforce), ["node-2"]);
     }
     let mut case = Case::new(&ACTIVE);
     case.second().obstacles.extend(["a policy of somebody else comes first".to_owned()]);
-    assert_eq!(case.observe().obstacle.unwrap(), "node-2: a policy of somebody else comes first");
+    assert_eq!(case.observe().blocker.unwrap().to_string(), "node-2: a policy of somebody else comes first");
     case.second().obstacles = ["ö".repeat(10_000)].into();
-    assert_eq!(case.observe().obstacle.unwrap().chars().count(), OBSTACLE, "whatever a node says");
+    assert_eq!(case.observe().blocker.unwrap().to_string().chars().count(), 300, "whatever a node says");
     case.nodes[1].ready = false;
     case.now += LIMIT;
-    assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "that does not go away by waiting");
+    assert_eq!(awaits(&case.observe().can_enforce), ["node-2"], "that does not go away by waiting");
     case.ring.pending = [uid(3)].into();
-    assert_eq!(awaits(&case.observe().may_insist), ["node-2", "node-3"]);
+    assert_eq!(awaits(&case.observe().can_enforce), ["node-2", "node-3"]);
     case.nodes.clear();
-    assert_eq!(case.observe().may_insist, Answer::In(LOOK_AGAIN));
+    assert_eq!(case.observe().can_enforce, Readiness::After(LOOK_AGAIN));
 }
 
 #[test]
 fn pods_may_come_to_who_encrypts_and_insists_where_the_ring_does() {
     fn free(case: &Case) -> Vec<String> {
         let Case { ring, nodes, said, .. } = case;
-        let sight = Sight { ring: Some(ring), nodes, said, pressed: false, probing: false };
-        sight.encrypting().into_iter().collect()
+        let snapshot = ClusterSnapshot { ring: Some(ring), nodes, acks: said, forced: false, probing: false };
+        snapshot.encrypting().into_iter().collect()
     }
     let all = ["node-1", "node-2", "node-3"];
     let others = ["node-1", "node-3"];
@@ -521,32 +534,32 @@ fn pods_may_come_to_who_encrypts_and_insists_where_the_ring_does() {
 fn insisting_leaves_behind_who_is_not_ready_but_not_because_somebody_presses_on() {
     let mut case = Case::new(&ACTIVE);
     case.said.remove("node-2");
-    case.pressed = true;
+    case.forced = true;
     case.observe();
-    case.now += 2 * PRESSED;
-    assert_eq!(awaits(&case.observe().may_insist), ["node-2"]);
+    case.now += 2 * FORCED;
+    assert_eq!(awaits(&case.observe().can_enforce), ["node-2"]);
     case.now += 2 * LIMIT;
     case.nodes[1].ready = false;
-    assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "it was there until now");
+    assert_eq!(awaits(&case.observe().can_enforce), ["node-2"], "it was there until now");
     case.now += LIMIT / 2;
     case.nodes[1].ready = true;
     case.observe();
     case.nodes[1].ready = false;
     case.observe();
     case.now += LIMIT / 2;
-    assert_eq!(awaits(&case.observe().may_insist), ["node-2"], "it was back in between");
+    assert_eq!(awaits(&case.observe().can_enforce), ["node-2"], "it was back in between");
     case.now += LIMIT / 2;
-    let facts = case.observe();
-    assert_eq!((pending(&facts), facts.may_insist), (vec![uid(2)], Answer::Yes));
+    let evidence = case.observe();
+    assert_eq!((pending(&evidence), evidence.can_enforce), (vec![uid(2)], Readiness::Ready));
 }
 
 #[test]
 fn a_word_from_before_insisting_is_none_about_accepting_plaintext() {
     let mut case = Case::new(&ACTIVE);
     case.second().revision -= 1;
-    assert_eq!(awaits(&case.observe().nobody_insists), ["node-2"]);
+    assert_eq!(awaits(&case.observe().none_enforcing), ["node-2"]);
     case.second().revision += 1;
-    assert_eq!(case.observe().nobody_insists, Answer::Yes);
+    assert_eq!(case.observe().none_enforcing, Readiness::Ready);
 }
 
 #[test]
@@ -566,7 +579,7 @@ fn nodes_become_pending_at_once_and_leave_together() {
     case.said.get_mut("node-3").unwrap().receives = word;
     case.now += Duration::from_secs(1);
     assert_eq!(pending(&case.observe()), []);
-    case.acknowledged = Acknowledged::new(LIMIT);
+    case.acknowledged = AckTracker::new(LIMIT);
     assert_eq!(pending(&case.observe()), [], "a new manager does not know since when");
 }
 
@@ -577,9 +590,9 @@ fn a_pending_node_stays_so_until_it_has_tried_whom_esp_reaches() {
     case.ring.pending = [uid(2)].into();
     // All agents were started anew at the same time: nobody knows of a pair any more.
     case.said.values_mut().for_each(|said| said.unreachable = None);
-    let facts = case.observe();
-    assert_eq!(pending(&facts), [uid(2)]);
-    assert_eq!(awaits(&facts.may_insist).len(), 3, "not tried is not reached");
+    let evidence = case.observe();
+    assert_eq!(pending(&evidence), [uid(2)]);
+    assert_eq!(awaits(&evidence.can_enforce).len(), 3, "not tried is not reached");
     case.second().unreachable = Some(BTreeSet::new());
     assert_eq!(pending(&case.observe()), []);
     case.second().unreachable = Some([uid(1)].into());
@@ -594,13 +607,13 @@ fn an_empty_list_makes_nobody_pending_and_nobody_ready() {
     let mut case = Case::new(&ACTIVE);
     case.ring.pending = [uid(2)].into();
     case.nodes.clear();
-    let facts = case.observe();
-    assert_eq!((pending(&facts), facts.nobody_insists), (vec![uid(2)], Answer::In(LOOK_AGAIN)));
+    let evidence = case.observe();
+    assert_eq!((pending(&evidence), evidence.none_enforcing), (vec![uid(2)], Readiness::After(LOOK_AGAIN)));
     // That is no list that went wrong: everybody was excluded on purpose.
     let mut case = Case::new(&SILENCED);
     case.nodes.iter_mut().for_each(|node| node.excluded = true);
-    let facts = case.observe();
-    assert_eq!((facts.nobody_insists, facts.nobody_sends), (Answer::Yes, Answer::In(DRAIN)));
+    let evidence = case.observe();
+    assert_eq!((evidence.none_enforcing, evidence.drained), (Readiness::Ready, Readiness::After(DRAIN)));
 }
 
 #[test]
@@ -611,8 +624,8 @@ fn who_insists_is_not_spoken_to_in_the_clear_beside_a_ring_begun_anew() {
     case.now += 2 * PENDING_AFTER;
     assert_eq!(pending(&case.observe()), [uid(2)]);
     case.second().enforcement = Enforcement::Enforcing;
-    let facts = case.observe();
-    assert_eq!((pending(&facts), awaits(&facts.all_receive)), (vec![], vec!["node-2"]));
+    let evidence = case.observe();
+    assert_eq!((pending(&evidence), awaits(&evidence.staged_acked)), (vec![], vec!["node-2"]));
 }
 
 #[test]
@@ -621,76 +634,80 @@ fn a_node_is_left_behind_when_it_was_away_for_the_whole_time() {
     case.second().receives.remove(&gen_uid(2));
     case.observe();
     case.now += 2 * LIMIT;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
     // Its kubelet is started anew: for a moment it is not Ready.
     case.nodes[1].ready = false;
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
     case.now += LIMIT - Duration::from_secs(1);
-    assert_eq!(awaits(&case.observe().all_receive), ["node-2"]);
+    assert_eq!(awaits(&case.observe().staged_acked), ["node-2"]);
     case.now += Duration::from_secs(1);
-    assert_eq!(case.observe().all_receive, Answer::Yes);
+    assert_eq!(case.observe().staged_acked, Readiness::Ready);
 }
 
 #[test]
 fn pending_nodes_hold_up_a_rotation_only_while_they_may_send() {
     let mut case = Case::new(&RETIRING);
     case.ring.pending = [uid(2)].into();
-    let nobody_sends = |case: &mut Case| awaits(&case.observe().nobody_sends).len();
+    let drained = |case: &mut Case| awaits(&case.observe().drained).len();
     case.second().sends = Some(gen_uid(1));
-    assert_eq!(nobody_sends(&mut case), 1);
+    assert_eq!(drained(&mut case), 1);
     case.second().sends = None;
-    assert_eq!(nobody_sends(&mut case), 1, "unknown is not silent");
+    assert_eq!(drained(&mut case), 1, "unknown is not silent");
     case.second().silent = true;
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN));
     case.said.remove("node-2");
-    assert_eq!(nobody_sends(&mut case), 1, "it may be sending");
+    assert_eq!(drained(&mut case), 1, "it may be sending");
     case.now += LIMIT;
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN), "but not for ever");
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN), "but not for ever");
     case.ring.pending.clear();
-    assert_eq!(nobody_sends(&mut case), 1, "peers send to it by this ring");
+    assert_eq!(drained(&mut case), 1, "peers send to it by this ring");
 }
 
 #[test]
 fn a_silenced_ring_waits_until_everybody_says_so() {
     let mut case = Case::new(&SILENCED);
-    assert_eq!(awaits(&case.observe().nobody_sends).len(), 3, "having nothing to say is not being silent");
+    assert_eq!(awaits(&case.observe().drained).len(), 3, "having nothing to say is not being silent");
     for said in case.said.values_mut() {
         said.silent = true;
     }
-    assert_eq!(case.observe().nobody_sends, Answer::In(DRAIN));
+    assert_eq!(case.observe().drained, Readiness::After(DRAIN));
     case.second().sends = Some(gen_uid(1));
     case.second().silent = false;
-    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"]);
+    assert_eq!(awaits(&case.observe().drained), ["node-2"]);
     case.second().silent = true;
     case.second().revision -= 1;
-    assert_eq!(awaits(&case.observe().nobody_sends), ["node-2"], "that was before");
+    assert_eq!(awaits(&case.observe().drained), ["node-2"], "that was before");
     case.second().revision += 1;
     case.observe();
     case.now += DRAIN;
-    assert_eq!(case.observe().nobody_sends, Answer::Yes);
+    assert_eq!(case.observe().drained, Readiness::Ready);
     assert_eq!(pending(&case.observe()), []);
 }
 
 #[test]
 fn everybody_has_to_accept_plaintext_before_anybody_sends_it() {
     let mut case = Case::new(&ACTIVE);
-    assert_eq!(case.observe().nobody_insists, Answer::Yes);
+    assert_eq!(case.observe().none_enforcing, Readiness::Ready);
     case.now += 2 * LIMIT;
     case.second().enforcement = Enforcement::Enforcing;
     case.nodes[1].ready = false;
     assert_eq!(
-        awaits(&case.observe().nobody_insists),
+        awaits(&case.observe().none_enforcing),
         ["node-2"],
         "the time is that since the ring relented"
     );
     case.now += LIMIT;
-    assert_eq!(case.observe().nobody_insists, Answer::Yes, "left behind");
+    assert_eq!(case.observe().none_enforcing, Readiness::Ready, "left behind");
     case.ring.enforcement = Enforcement::Enforcing;
     case.observe();
     case.ring.enforcement = Enforcement::Permissive;
-    assert_eq!(awaits(&case.observe().nobody_insists), ["node-2"], "from the start");
+    assert_eq!(awaits(&case.observe().none_enforcing), ["node-2"], "from the start");
     case.said.remove("node-2");
-    assert_eq!(awaits(&case.observe().nobody_insists), ["node-2"], "nobody knows what it does");
+    assert_eq!(awaits(&case.observe().none_enforcing), ["node-2"], "nobody knows what it does");
     case.ring.pending = [uid(2)].into();
-    assert_eq!(case.observe().nobody_insists, Answer::Yes, "nor does it matter: peers speak plainly to it");
+    assert_eq!(
+        case.observe().none_enforcing,
+        Readiness::Ready,
+        "nor does it matter: peers speak plainly to it"
+    );
 }

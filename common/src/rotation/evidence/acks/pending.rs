@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Acknowledged, Expected, Sight};
-use crate::{
-    ring::{Enforcement, Role},
-    uid::Uid,
+use super::{
+    super::{Blocker, BlockerReason},
+    AckTracker, ClusterSnapshot, Participant,
 };
+use crate::{ring::Enforcement, uid::Uid};
 
 /// So long the nodes have to receive with the first generation before it is used without them, and a second more for
 /// every hundred nodes, which take turns in saying it.
@@ -24,39 +24,45 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) nodes: BTreeSet<Uid>,
-    /// Two of them between which ESP does not pass, for people.
-    pub(super) obstacle: Option<String>,
+    /// Why, for one of them.
+    pub(super) blocker: Option<Blocker>,
 }
 
-impl Acknowledged {
+impl AckTracker {
     /// The nodes that don't receive with the generation in use, or with the first one to be, and so many of those that
     /// ESP does not pass between that it passes between the others. Incarnations don't matter: or new keys for one node
     /// would make all others pending.
-    pub(super) fn pending(&self, expected: &[Expected<'_>], sight: Sight<'_>, now: Instant) -> Pending {
-        let ring = sight.ring.filter(|ring| ring.enforcement == Enforcement::Permissive);
+    pub(super) fn pending(
+        &self,
+        participants: &[Participant<'_>],
+        snapshot: ClusterSnapshot<'_>,
+        now: Instant,
+    ) -> Pending {
+        let ring = snapshot.ring.filter(|ring| ring.enforcement == Enforcement::Permissive);
         let Some(ring) = ring else { return Pending::default() };
-        if expected.is_empty() {
+        if participants.is_empty() {
             // No cluster is empty: this is a list that went wrong.
-            return Pending { nodes: ring.pending.clone(), obstacle: None };
+            return Pending { nodes: ring.pending.clone(), blocker: None };
         }
-        let active = ring.active();
-        let Some(generation) = active.or_else(|| ring.with_role(Role::Staged)) else {
+        let phase = ring.phase();
+        let active = phase.active();
+        let Some(generation) = active.or_else(|| phase.staged()) else {
             return Pending::default();
         };
-        let turns = Duration::from_secs(expected.len() as u64 / 100);
+        let turns = Duration::from_secs(participants.len() as u64 / 100);
         let late = active.is_some() || self.since.waited(generation, now) >= PENDING_AFTER + turns;
         let first = active.is_none();
         // Its kernel turns plaintext away, whatever has become of its agent: it is not to be spoken to in the clear.
         let insists =
-            |node: &Expected<'_>| first && node.says(|said| said.enforcement == Enforcement::Enforcing);
+            |node: &Participant<'_>| first && node.says(|ack| ack.enforcement == Enforcement::Enforcing);
         let (received, lacking): (Vec<_>, Vec<_>) =
-            expected.iter().partition(|node| node.says(|said| said.receives.contains_key(&generation.uid)));
+            participants.iter().partition(|node| node.says(|ack| ack.receives.contains_key(&generation.uid)));
         let silent = lacking.into_iter().filter(|node| {
             let gone = late && !self.misses(node, generation.uid, MISSED + turns, now);
             (node.pending || gone) && !insists(node)
         });
         let (unfit, fit): (Vec<_>, Vec<_>) = received.into_iter().partition(|node| {
-            (is_cramped(node, first) || (sight.probing && is_trying(node))) && !insists(node)
+            (is_cramped(node, first) || (snapshot.probing && is_trying(node))) && !insists(node)
         });
         let pairs = pairs(&fit);
         // Where ESP has passed once, a missing answer tells of an agent that is away: that is no reason to go back to
@@ -75,21 +81,16 @@ impl Acknowledged {
             } else {
                 nodes
             },
-            obstacle: pairs
+            blocker: pairs
                 .first()
-                .map(|(one, other)| format!("ESP does not pass between {one} and {other}"))
-                .or_else(|| {
-                    Some(format!(
-                        "the tunnel's MTU of {} leaves no room for ESP: see its NodeEncryption",
-                        cramped?
-                    ))
-                }),
+                .map(|pair| esp_blocked(*pair))
+                .or_else(|| cramped.map(|name| mtu_too_large(name))),
         }
     }
 
     /// The word of a node is gone, not for longer than `grace`, that has said in this boot that it receives with
     /// `generation`.
-    fn misses(&self, node: &Expected<'_>, generation: Uid, grace: Duration, now: Instant) -> bool {
+    fn misses(&self, node: &Participant<'_>, generation: Uid, grace: Duration, now: Instant) -> bool {
         let heard = node.node.uid.and_then(|uid| self.heard.get(&uid));
         let since =
             heard.filter(|heard| heard.receives.contains(&generation)).and_then(|heard| heard.missing);
@@ -103,22 +104,30 @@ impl Acknowledged {
     }
 }
 
+fn esp_blocked((one, other): (&str, &str)) -> Blocker {
+    Blocker { node: one.to_owned(), reason: BlockerReason::EspBlocked, detail: other.to_owned() }
+}
+
+fn mtu_too_large(node: &str) -> Blocker {
+    Blocker { node: node.to_owned(), reason: BlockerReason::MtuTooLarge, detail: String::new() }
+}
+
 /// An agent that was started anew has to find out again whom ESP reaches.
-fn is_trying(node: &Expected<'_>) -> bool {
-    node.pending && node.says(|said| said.unreachable.is_none())
+fn is_trying(node: &Participant<'_>) -> bool {
+    node.pending && node.says(|ack| ack.unreachable.is_none())
 }
 
 /// There is no room in its tunnel, and it sends nothing yet: what had room when it began is told of, and goes on.
-fn is_cramped(node: &Expected<'_>, first: bool) -> bool {
-    node.says(|said| said.oversized && (node.pending || (first && said.silent)))
+fn is_cramped(node: &Participant<'_>, first: bool) -> bool {
+    node.says(|ack| ack.oversized && (node.pending || (first && ack.silent)))
 }
 
 /// Pairs of these nodes, by name and the lower one first, of which one says that ESP does not reach the other.
-fn pairs<'e>(nodes: &[&'e Expected<'_>]) -> BTreeSet<(&'e str, &'e str)> {
+fn pairs<'e>(nodes: &[&'e Participant<'_>]) -> BTreeSet<(&'e str, &'e str)> {
     let names: BTreeMap<Uid, &str> =
         nodes.iter().filter_map(|node| Some((node.node.uid?, node.node.name.as_str()))).collect();
     let unreachable = nodes.iter().flat_map(|node| {
-        let peers = node.said.iter().flat_map(|said| said.unreachable.iter().flatten());
+        let peers = node.ack.iter().flat_map(|ack| ack.unreachable.iter().flatten());
         peers.map(|peer| (node.node.name.as_str(), peer))
     });
     let known = unreachable.filter_map(|(name, peer)| Some((name, *names.get(peer)?)));
