@@ -88,3 +88,5 @@ pub enum Installation {
 mod enforcement_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transitions;

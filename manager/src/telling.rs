@@ -196,7 +196,7 @@ impl Teller {
                 self.enforced(act, Reason::Enforcing, "insisting: plaintext is turned away from now on");
             }
             Action::SetEnforcement(Enforcement::Permissive) => {
-                self.enforced(act, Reason::Relented, "relented: plaintext is accepted again")
+                self.enforced(act, Reason::Relented, "relented: plaintext is accepted again");
             }
             Action::StopSending => {
                 let old = id(after.retiring());
@@ -205,7 +205,7 @@ impl Teller {
                 self.enforced(act, Reason::SwitchingOff, &text);
             }
             Action::Disable | Action::SetEnforcement(Enforcement::Off) => {
-                self.enforced(act, Reason::SwitchedOff, "switched off: nothing is encrypted")
+                self.enforced(act, Reason::SwitchedOff, "switched off: nothing is encrypted");
             }
         }
     }

@@ -7,10 +7,11 @@ use secureoverlay_common::{
     acknowledgement::Acknowledgement,
     names::{PRESS_ON, ROTATE},
     ring::Role::{Active, Retiring, Staged},
+    rotation::evidence::acks::{DRAIN, MISSED, PENDING_AFTER},
 };
 use secureoverlay_manager::{
     notices::{Notice, Reason},
-    rotate::{Phase, ask, follow},
+    rotate::{Progress, ask, follow},
     source::Acknowledgements,
     store::Store,
     turn::{Options, Outcome, TurnError},
@@ -157,23 +158,23 @@ async fn the_command_asks_beside_whatever_else_is_written() {
     assert_eq!((fake.ring(), case.annotation("note").as_deref()), (before, Some("ours")));
     let phase = async || {
         let (ring, held) = store.read().await.unwrap();
-        goal.phase(ring.ok().as_ref(), held.requests)
+        goal.progress(ring.ok().as_ref(), held.requests)
     };
-    assert_eq!(phase().await, Phase::Asked);
+    assert_eq!(phase().await, Progress::Asked);
     case.settle().await;
-    assert_eq!(phase().await, Phase::Staged(2));
+    assert_eq!(phase().await, Progress::Staged(2));
     case.speak_of([1]);
     case.settle().await;
     ask(&store, true).await.unwrap();
     assert_eq!((case.annotation(PRESS_ON).as_deref(), case.annotation(ROTATE)), (Some("true"), None));
     case.bench.advance(Duration::from_secs(30));
     case.settle().await;
-    assert_eq!(phase().await, Phase::Draining(2));
+    assert_eq!(phase().await, Progress::Draining(2));
     case.speak();
     case.settle().await;
     case.bench.advance(DRAIN);
     case.settle().await;
-    assert_eq!(phase().await, Phase::Done(2));
+    assert_eq!(phase().await, Progress::Done(2));
     // What is no ring is not touched.
     fake.set(b"junk: true");
     fake.writes();

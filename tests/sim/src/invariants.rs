@@ -9,7 +9,8 @@ use secureoverlay_agent::{
 };
 use secureoverlay_common::{
     node::NodeFacts,
-    ring::{Enforcement, Generation, Ring, Role},
+    phase::Phase,
+    ring::{Enforcement, Generation, Ring},
     rotation::Incarnations,
     uid::Uid,
     wire::Derivation,

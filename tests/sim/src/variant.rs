@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use secureoverlay_common::{
     acknowledgement::Acknowledgement,
     node::NodeFacts,
+    phase::Phase,
     ring::{Ring, Role},
     rotation::{Evidence, Readiness},
     uid::Uid,
@@ -102,7 +103,7 @@ impl Variant {
 
     /// What this agent takes the ring for.
     pub fn misread(self, ring: &Ring) -> Option<Ring> {
-        if self != Self::OutboundFirst || ring.active().is_none() || ring.with_role(Role::Staged).is_none() {
+        if self != Self::OutboundFirst || !matches!(ring.phase(), Phase::Staged { .. }) {
             return None;
         }
         let mut ring = ring.clone();
@@ -119,7 +120,7 @@ impl Variant {
             Self::ActivateUnacknowledged => evidence.staged_acked = Readiness::Ready,
             Self::InsistUnacknowledged => evidence.can_enforce = Readiness::Ready,
             Self::DropUnswitched => evidence.drained = Readiness::Ready,
-            Self::DropUndrained if ring.is_some_and(|ring| ring.with_role(Role::Retiring).is_some()) => {
+            Self::DropUndrained if Phase::of(ring).retiring().is_some() => {
                 if matches!(evidence.drained, Readiness::After(_)) {
                     evidence.drained = Readiness::Ready;
                 }

@@ -15,6 +15,7 @@ use secureoverlay_agent::xfrm::SaId;
 use secureoverlay_common::{
     acknowledgement::Acknowledgement,
     node::NodeFacts,
+    phase::Phase,
     ring::{Generation, Ring, Role},
     rotation::{EnforcementGoal, Incarnations},
     uid::Uid,
