@@ -1,7 +1,7 @@
 //! When people are told that a rotation waits, and for whom. Pure: the clock is an argument.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     time::{Duration, Instant},
 };

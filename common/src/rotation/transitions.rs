@@ -18,15 +18,15 @@ const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 const INTERVAL: Duration = Duration::from_secs(12 * 3600);
 const READINESS: &[&str] = &["ready", "after", "waiting", "unknown"];
 /// What a decision may depend on beside ring and goal, in the order in which it is looked at, with all values. Where the
-/// first value is the usual one, a `true` says so.
+/// last value is the usual one, a `true` says so: it goes without saying.
 const VARIABLES: [(&str, &[&str], bool); 9] = [
-    ("installation", &["same", "absent", "other"], true),
-    ("rekey", &["no", "yes"], true),
-    ("pending", &["unchanged", "changed"], true),
+    ("installation", &["absent", "other", "same"], true),
+    ("rekey", &["yes", "no"], true),
+    ("pending", &["changed", "unchanged"], true),
     ("none_enforcing", READINESS, false),
     ("drained", READINESS, false),
     ("staged_acked", READINESS, false),
-    ("due", &["no", "request", "restored", "suite", "clock", "schedule"], true),
+    ("due", &["request", "restored", "suite", "clock", "schedule", "no"], true),
     ("can_enforce", READINESS, false),
     ("all_enforcing", &["no", "yes"], false),
 ];
@@ -38,6 +38,9 @@ pub(super) const GOALS: [(&str, EnforcementGoal); 3] = [
 
 /// Values of the variables, by name.
 type Values = BTreeMap<&'static str, &'static str>;
+
+/// Where writes lead, by all that this may depend on.
+type Targets = BTreeMap<(&'static str, [&'static str; 3]), String>;
 
 /// What is decided under these conditions, whatever the other variables are.
 pub(super) struct Line {
@@ -92,19 +95,26 @@ pub(super) fn state(ring: Option<&Ring>) -> String {
 
 /// All decisions for a ring and a goal.
 pub(super) fn lines(ring: Option<&Ring>, goal: EnforcementGoal) -> Vec<Line> {
-    branch(ring, goal, 0, &mut Values::new())
+    branch(ring, goal, 0, &mut Values::new(), &mut Targets::new())
 }
 
 /// Tries all values of the variables from this one on; a variable that makes no difference is left out.
-fn branch(ring: Option<&Ring>, goal: EnforcementGoal, at: usize, values: &mut Values) -> Vec<Line> {
-    let Some((name, all, _)) = VARIABLES.get(at) else { return vec![decided(ring, goal, values)] };
+fn branch(
+    ring: Option<&Ring>,
+    goal: EnforcementGoal,
+    at: usize,
+    values: &mut Values,
+    targets: &mut Targets,
+) -> Vec<Line> {
+    let Some((name, all, _)) = VARIABLES.get(at) else { return vec![decided(ring, goal, values, targets)] };
     // What comes before everything else is tried with fewer values of the rest.
-    let few = values.get("installation").is_some_and(|value| *value != "same");
+    let unusual = |name, usual| values.get(name).is_some_and(|value| *value != usual);
+    let few = unusual("installation", "same") || unusual("rekey", "no");
     let tried = all.iter().filter(|value| !few || !["after", "unknown"].contains(value));
     let mut branches = Vec::new();
     for value in tried {
         values.insert(name, value);
-        branches.push((*value, branch(ring, goal, at + 1, values)));
+        branches.push((*value, branch(ring, goal, at + 1, values, targets)));
     }
     let texts = |lines: &[Line]| -> Vec<_> {
         lines.iter().map(|line| (line.conditions.clone(), line.text.clone())).collect()
@@ -121,7 +131,7 @@ fn branch(ring: Option<&Ring>, goal: EnforcementGoal, at: usize, values: &mut Va
     branches.into_iter().flat_map(with).collect()
 }
 
-fn decided(ring: Option<&Ring>, goal: EnforcementGoal, values: &Values) -> Line {
+fn decided(ring: Option<&Ring>, goal: EnforcementGoal, values: &Values, targets: &mut Targets) -> Line {
     let readiness = |name| match values[name] {
         "ready" => Readiness::Ready,
         "after" => Readiness::After(Duration::from_secs(5)),
@@ -155,10 +165,14 @@ fn decided(ring: Option<&Ring>, goal: EnforcementGoal, values: &Values) -> Line 
         bytes.fill(drawn);
         Ok::<_, Infallible>(())
     };
+    let depends = ["installation", "pending", "all_enforcing"].map(|name| values[name]);
     let write = (decision.action != Action::Wait).then(|| {
-        let Ok(next) = apply(ring, decision.action, installation, &evidence, now, &settings, fill);
-        assert_eq!(Ring::parse(next.to_yaml().as_bytes()).as_ref(), Ok(&next), "{values:?}");
-        (decision.action, state(Some(&next)))
+        let target = targets.entry((decision.action.name(), depends)).or_insert_with(|| {
+            let Ok(next) = apply(ring, decision.action, installation, &evidence, now, &settings, fill);
+            assert_eq!(Ring::parse(next.to_yaml().as_bytes()).as_ref(), Ok(&next), "{values:?}");
+            state(Some(&next))
+        });
+        (decision.action, target.clone())
     });
     Line { conditions: Vec::new(), text: text(&decision, write.as_ref()), write }
 }
@@ -234,8 +248,10 @@ fn label(
     let is =
         |wanted: &[&str]| values.len() == wanted.len() && wanted.iter().all(|value| values.contains(value));
     match all {
-        _ if is(all) || (*has_usual && is(&all[..1])) => None,
-        _ if is(&["ready"]) || is(&["yes"]) || (*has_usual && is(&all[1..])) => Some((*name).to_owned()),
+        _ if is(all) || (*has_usual && is(&all[all.len() - 1..])) => None,
+        _ if is(&["ready"]) || is(&["yes"]) || (*has_usual && is(&all[..all.len() - 1])) => {
+            Some((*name).to_owned())
+        }
         _ if is(&["no"]) => Some(format!("not {name}")),
         _ => Some(format!("{name} is {}", values.into_iter().collect::<Vec<_>>().join(" or "))),
     }

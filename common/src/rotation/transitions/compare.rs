@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{GOALS, arrows, lines, rings, state};
+use super::{GOALS, VARIABLES, arrows, lines, rings, state};
 
 const BEGIN: &str = "<!-- transitions: begin -->";
 const END: &str = "<!-- transitions: end -->";
@@ -52,10 +52,14 @@ fn decisions(input: &str) -> String {
         .into_iter()
         .find(|(ring, name, _)| input_line(&state(*ring), name) == input)
         .unwrap_or_else(|| panic!("no such phase or goal: {input:?}"));
+    let unusual = |(name, value): &(&str, &str)| {
+        let usual =
+            VARIABLES.iter().any(|(other, all, has)| *has && other == name && all.last() == Some(value));
+        (!usual).then(|| format!("{name}={value}"))
+    };
     let text = |line: super::Line| {
-        let conditions: Vec<String> =
-            line.conditions.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let conditions = if conditions.is_empty() { "always".to_owned() } else { conditions.join(" ") };
+        let conditions: Vec<String> = line.conditions.iter().filter_map(unusual).collect();
+        let conditions = if conditions.is_empty() { "else".to_owned() } else { conditions.join(" ") };
         format!("{conditions}: {}\n", line.text)
     };
     lines(ring, goal).into_iter().map(text).collect()
