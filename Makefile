@@ -63,6 +63,8 @@ check: ## Format and lints.
 	@sed -n '/^\[workspace.dependencies\]/,/^\[workspace.lints/s/^\([a-z0-9_-]*\) *=.*/\1/p' Cargo.toml \
 		| while read -r crate; do grep -qE "[| ]$$crate[, ]" docs/dependencies.md \
 			|| { echo "docs/dependencies.md does not say what $$crate is for"; exit 1; }; done
+	@! cargo tree --quiet --package secureoverlay-manager-core --edges normal --prefix none \
+		| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "the manager's core does I/O"; exit 1; }
 
 .PHONY: unit
 unit: ## Unit tests: no privileges, no network.

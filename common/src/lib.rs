@@ -3,6 +3,7 @@
 //! Nothing here does I/O, looks at a clock or draws a random number: time and randomness are arguments.
 
 pub mod acknowledgement;
+pub mod duration;
 pub mod mtu;
 pub mod names;
 pub mod node;

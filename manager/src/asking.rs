@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     encryptions::WatchedEncryption,
+    snapshot::{ENCRYPTIONS, pages},
     store::{Held, Store, StoreError, Written},
-    view::{ENCRYPTIONS, pages},
 };
 
 /// Somebody else keeps writing.

@@ -2,17 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use jiff::{Timestamp, tz::TimeZone};
 use secureoverlay_common::suite::Suite;
 use secureoverlay_daemon::{duration, log};
+use secureoverlay_manager_core::{rollout_mode::RolloutMode, schedule::Schedule};
 
 use crate::{
     enforce::{self, Enforce},
-    rotate,
-    schedule::{self, Schedule},
-    source::Acknowledgements,
-    taint,
+    rotate, taint,
 };
 
 /// Owns the key ring of SecureOverlay, in the Secret kube-system/ucp-secureoverlay, and rotates it.
@@ -103,7 +101,7 @@ pub struct Rotation {
         env = "SECUREOVERLAY_TIME_ZONE",
         default_value = "UTC",
         value_name = "ZONE",
-        value_parser = schedule::parse_zone
+        value_parser = parse_zone
     )]
     pub time_zone: TimeZone,
 
@@ -165,6 +163,36 @@ impl Rotation {
             Some(text) => Schedule::cron(text, &self.time_zone, now),
         }
     }
+}
+
+/// `--acknowledgements`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Acknowledgements {
+    /// The nodes say so.
+    Required,
+    /// Time has passed.
+    Timed,
+    /// `required` where the manager has the rights for it, else `timed`.
+    Auto,
+}
+
+impl From<Acknowledgements> for RolloutMode {
+    fn from(acknowledgements: Acknowledgements) -> Self {
+        match acknowledgements {
+            Acknowledgements::Required => Self::Acknowledged,
+            Acknowledgements::Timed => Self::Timed,
+            Acknowledgements::Auto => Self::Auto,
+        }
+    }
+}
+
+/// For a flag's `value_parser`: a name from the database of time zones, which is part of the program.
+///
+/// # Errors
+/// A sentence for the user.
+fn parse_zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name)
+        .map_err(|_| format!("no time zone has the name {name:?}: write UTC, or one like Europe/Berlin"))
 }
 
 #[cfg(test)]

@@ -1,25 +1,22 @@
-//! The manager of SecureOverlay as a library: everything but the command line.
+//! The manager of SecureOverlay as a library: what connects [`secureoverlay_manager_core`], which decides, with the API
+//! server, the clock and the command line.
 
+pub mod access;
 pub mod asking;
-pub mod cluster;
+pub mod cluster_cache;
 pub mod config;
+pub mod driver;
 pub mod encryptions;
 pub mod enforce;
 pub mod installation;
 pub mod metrics;
-pub mod notices;
+pub mod outbox;
+pub mod reporter;
 pub mod rotate;
 pub mod run;
-pub mod schedule;
-pub mod source;
+pub mod snapshot;
 pub mod store;
 pub mod taint;
-pub mod telling;
-#[cfg(test)]
-mod testing;
-pub mod turn;
-pub mod view;
-pub mod waiting;
 
 /// How the API server knows us.
 pub const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));

@@ -11,12 +11,13 @@ use secureoverlay_common::{
     uid::Uid,
 };
 use secureoverlay_daemon::client;
+use secureoverlay_manager_core::snapshot::OperatorRequests;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     USER_AGENT,
     asking::{self, Awaited, LOOK, NOT_TAKEN_UP, Reader, TAKEN_UP},
-    store::{Requests, Store},
+    store::Store,
 };
 
 /// Flags of the command.
@@ -35,7 +36,7 @@ pub struct Args {
 /// What is asked for, and how one knows that it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Goal {
-    requests: Requests,
+    requests: OperatorRequests,
     /// The generation that is to be replaced; `None` where the end of the rotation under way is all.
     replace: Option<Option<Uid>>,
 }
@@ -124,15 +125,21 @@ pub async fn follow(client: &Client, goal: Goal) -> anyhow::Result<()> {
 impl Goal {
     fn new(ring: Option<&Ring>, force: bool) -> Self {
         if force && under_way(Phase::of(ring)) {
-            return Self { requests: Requests { press_on: true, ..Requests::default() }, replace: None };
+            return Self {
+                requests: OperatorRequests { press_on: true, ..OperatorRequests::default() },
+                replace: None,
+            };
         }
         let active = ring.and_then(Ring::active).map(|active| active.uid);
-        Self { requests: Requests { rotate: true, press_on: force, enforce: None }, replace: Some(active) }
+        Self {
+            requests: OperatorRequests { rotate: true, press_on: force, enforce: None },
+            replace: Some(active),
+        }
     }
 
     /// Where the rotation is, by the ring and the requests in the Secret.
     #[must_use]
-    pub fn progress(&self, ring: Option<&Ring>, pending: Requests) -> Progress {
+    pub fn progress(&self, ring: Option<&Ring>, pending: OperatorRequests) -> Progress {
         match Phase::of(ring) {
             Phase::Draining { active, .. } => Progress::Draining(active.id),
             Phase::Bootstrapping { staged }
@@ -173,8 +180,8 @@ mod tests {
         testing::ring(Enforcement::Permissive, roles)
     }
 
-    const NONE: Requests = Requests { rotate: false, press_on: false, enforce: None };
-    const ROTATE: Requests = Requests { rotate: true, press_on: false, enforce: None };
+    const NONE: OperatorRequests = OperatorRequests { rotate: false, press_on: false, enforce: None };
+    const ROTATE: OperatorRequests = OperatorRequests { rotate: true, press_on: false, enforce: None };
 
     #[test]
     fn a_rotation_is_followed_to_its_end() {
@@ -208,11 +215,11 @@ mod tests {
     fn force_presses_on_what_is_under_way() {
         for roles in [[(1, "active"), (2, "staged")], [(1, "retiring"), (2, "active")]] {
             let goal = Goal::new(Some(&ring(&roles)), true);
-            assert_eq!(goal.requests, Requests { press_on: true, ..Requests::default() });
+            assert_eq!(goal.requests, OperatorRequests { press_on: true, ..OperatorRequests::default() });
             assert_eq!(goal.progress(Some(&ring(&[(2, "active")])), NONE), Progress::Done(2));
         }
         let goal = Goal::new(Some(&ring(&[(1, "active")])), true);
-        assert_eq!(goal.requests, Requests { rotate: true, press_on: true, enforce: None });
+        assert_eq!(goal.requests, OperatorRequests { rotate: true, press_on: true, enforce: None });
         assert_eq!(Goal::new(None, false).progress(None, ROTATE), Progress::Asked);
     }
 }

@@ -1,4 +1,4 @@
-//! Wires the parts together and turns the wheel.
+//! Builds the components and runs the reconcile loop.
 
 use std::{
     convert::Infallible,
@@ -17,24 +17,21 @@ use secureoverlay_daemon::{
     http,
     signal::Shutdown,
 };
+use secureoverlay_manager_core::controller::{ControllerOptions, Outcome};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     USER_AGENT,
-    cluster::{self, Cluster},
-    config::Config,
+    cluster_cache::{self, ClusterCache},
+    config::{Acknowledgements, Config},
+    driver::{Driver, ReconcileError, now},
     metrics::Metrics,
-    notices,
-    source::Acknowledgements,
-    turn::{Manager, Now, Options, Outcome, TurnError},
-    view::ViewError,
+    outbox,
+    snapshot::SnapshotError,
 };
 
 /// More than its requests take together, each of which is bounded too.
-const TURN_LIMIT: Duration = Duration::from_secs(120);
-
-/// Changes come in bursts, and a turn asks the API server for the ring.
-const DEBOUNCE: Duration = Duration::from_millis(100);
+const EVALUATION_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the manager until it is asked to end.
 ///
@@ -70,62 +67,70 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
             "the start-up taint stays on nodes: without acknowledgements nobody says that they encrypt"
         );
     }
-    let options = Options {
+    let options = ControllerOptions {
         schedule,
         suite: config.rotation.suite,
         goal: config.rotation.enforcement.into(),
-        acknowledgements: config.rotation.acknowledgements,
+        mode: config.rotation.acknowledgements.into(),
         delay: config.rotation.propagation_delay,
         limit: config.rotation.unreachable_limit,
-        startup_taint: config.startup_taint.clone(),
-        random: |bytes| SysRng.try_fill_bytes(bytes),
+        poll_interval: config.poll_interval,
+        startup_taint: config.startup_taint.is_some(),
     };
-    let cluster = Cluster::default();
-    let (outbox, notices) = notices::queue();
-    let manager = Manager::new(client.clone(), options, metrics.clone(), cluster.clone(), outbox);
-    let turns = Turns { poll: config.poll_interval, cluster: cluster.clone(), health, metrics };
+    let cluster = ClusterCache::default();
+    let (outbox, notices) = outbox::queue();
+    let driver = Driver::new(
+        client.clone(),
+        options,
+        config.startup_taint.clone(),
+        |bytes| SysRng.try_fill_bytes(bytes),
+        metrics.clone(),
+        cluster.clone(),
+        outbox,
+    );
+    let reconciling = Reconciling { poll: config.poll_interval, cluster: cluster.clone(), health, metrics };
     let aside = async {
-        tokio::join!(cluster::follow(client.clone(), cluster), notices::deliver(client, notices));
+        tokio::join!(cluster_cache::follow(client.clone(), cluster), outbox::deliver(client, notices));
     };
     tokio::select! {
         () = shutdown.requested() => {}
         served = bound.serve() => served.context("serving health and metrics")?,
-        never = turns.run(manager) => match never {},
-        // Neither of them ends while there are turns.
+        never = reconciling.run(driver) => match never {},
+        // Neither of them ends before that.
         () = aside => anyhow::bail!("the watches of the nodes have ended"),
     }
     tracing::info!("ended; the ring stays as it is, and traffic goes on");
     Ok(())
 }
 
-/// Turn after turn.
-struct Turns {
+/// Evaluation after evaluation.
+struct Reconciling {
     poll: Duration,
-    cluster: Cluster,
+    cluster: ClusterCache,
     health: Health,
     metrics: Metrics,
 }
 
-impl Turns {
-    /// Dropping it between any two of its steps is safe.
-    async fn run(self, mut manager: Manager) -> Infallible {
-        let beat = self.health.heartbeat("rotation", self.poll + 2 * TURN_LIMIT);
-        let mut state = Reporter { guard: self.health.task("ring"), last: None };
+impl Reconciling {
+    /// Dropping it anywhere is safe.
+    async fn run(self, mut driver: Driver) -> Infallible {
+        let beat = self.health.heartbeat("rotation", self.poll + 2 * EVALUATION_LIMIT);
+        let mut state = StateLog { guard: self.health.task("ring"), last: None };
         let mut pauses = pauses();
         loop {
             beat.beat();
-            match timeout(TURN_LIMIT, manager.turn(now)).await {
+            match timeout(EVALUATION_LIMIT, driver.reconcile(now)).await {
                 Ok(Ok(Outcome::Written)) => pauses = self::pauses(),
-                Ok(Ok(Outcome::Waiting { wake_in, reason })) => {
+                Ok(Ok(Outcome::Waiting { reason, .. })) => {
                     pauses = self::pauses();
                     state.good(&reason);
-                    self.rest(wake_in.min(self.poll)).await;
+                    self.rest(&mut driver).await;
                 }
                 Ok(Ok(Outcome::Conflict)) => sleep(next(&mut pauses)).await,
                 // The watches have just begun; they tell.
-                Ok(Err(TurnError::View(ViewError::Unknown { what, error: None }))) => {
+                Ok(Err(ReconcileError::Snapshot(SnapshotError::Unknown { what, error: None }))) => {
                     state.starting(what);
-                    self.rest(self.poll).await;
+                    let _ = timeout(self.poll, self.cluster.changed()).await;
                 }
                 Ok(Err(error)) => {
                     self.metrics.failed_turns.inc();
@@ -134,22 +139,25 @@ impl Turns {
                 }
                 Err(_) => {
                     self.metrics.failed_turns.inc();
-                    state.bad(format!("the API server left us without an answer for {}", Human(TURN_LIMIT)));
+                    state.bad(format!(
+                        "the API server left us without an answer for {}",
+                        Human(EVALUATION_LIMIT)
+                    ));
                 }
             }
         }
     }
 
-    /// Until then, or until something changes.
-    async fn rest(&self, pause: Duration) {
-        if timeout(pause, self.cluster.changed()).await.is_ok() {
-            sleep(DEBOUNCE).await;
+    /// Until the deadline, which comes sooner when something changes.
+    async fn rest(&self, driver: &mut Driver) {
+        while let Some(deadline) = driver.deadline() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if timeout(left, self.cluster.changed()).await.is_err() {
+                return;
+            }
+            driver.handle_change(Instant::now());
         }
     }
-}
-
-fn now() -> Now {
-    Now { wall: Timestamp::now(), monotonic: Instant::now() }
 }
 
 /// Ever longer, and never alike for two managers that run into each other.
@@ -167,12 +175,12 @@ fn next(pauses: &mut ExponentialBackoff) -> Duration {
 }
 
 /// Says what has changed, once.
-struct Reporter {
+struct StateLog {
     guard: Guard,
     last: Option<Result<(), String>>,
 }
 
-impl Reporter {
+impl StateLog {
     fn good(&mut self, reason: &str) {
         self.guard.ready();
         match self.last.replace(Ok(())) {

@@ -10,6 +10,7 @@ use secureoverlay_common::{
     ring::{Enforcement, Ring, RingError},
 };
 use secureoverlay_daemon::client::describe;
+use secureoverlay_manager_core::snapshot::OperatorRequests;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -41,32 +42,20 @@ impl fmt::Debug for RingSecret {
     }
 }
 
-/// What somebody has asked for, by annotations of the Secret.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Requests {
-    /// A rotation now.
-    pub rotate: bool,
-    /// That the rotation goes on without the nodes that it waits for.
-    pub press_on: bool,
-    /// How far encryption is to be insisted on.
-    pub enforce: Option<Enforcement>,
+/// What the annotations of the Secret ask for.
+fn requests_of(meta: &ObjectMeta) -> OperatorRequests {
+    let value = |name: &str| meta.annotations.as_ref().and_then(|annotations| annotations.get(name));
+    OperatorRequests {
+        rotate: value(ROTATE).is_some(),
+        press_on: value(PRESS_ON).is_some_and(|value| value == "true"),
+        enforce: value(ENFORCE).and_then(|value| Enforcement::named(value)),
+    }
 }
 
-impl Requests {
-    fn of(meta: &ObjectMeta) -> Self {
-        let value = |name: &str| meta.annotations.as_ref().and_then(|annotations| annotations.get(name));
-        Self {
-            rotate: value(ROTATE).is_some(),
-            press_on: value(PRESS_ON).is_some_and(|value| value == "true"),
-            enforce: value(ENFORCE).and_then(|value| Enforcement::named(value)),
-        }
-    }
-
-    /// The annotations of what is asked for once.
-    fn annotations(self) -> impl Iterator<Item = &'static str> {
-        let all = [(ROTATE, self.rotate), (PRESS_ON, self.press_on)];
-        all.into_iter().filter_map(|(name, asked)| asked.then_some(name))
-    }
+/// The annotations of what is asked for once.
+fn one_time(requests: OperatorRequests) -> impl Iterator<Item = &'static str> {
+    let all = [(ROTATE, requests.rotate), (PRESS_ON, requests.press_on)];
+    all.into_iter().filter_map(|(name, asked)| asked.then_some(name))
 }
 
 /// The Secret as it was read.
@@ -75,11 +64,17 @@ pub struct Held {
     /// The Secret's UID: another one means that it was deleted and made anew.
     pub uid: Option<String>,
     /// What is asked for.
-    pub requests: Requests,
+    pub requests: OperatorRequests,
     secret: RingSecret,
 }
 
 impl Held {
+    /// What a write is made against.
+    #[must_use]
+    pub fn resource_version(&self) -> Option<&str> {
+        self.secret.metadata.resource_version.as_deref()
+    }
+
     /// How far to insist, where somebody has asked for something that is not understood.
     #[must_use]
     pub fn nonsense(&self) -> Option<&str> {
@@ -130,7 +125,7 @@ impl Store {
     /// Where there is no Secret, or no answer.
     pub async fn read(&self) -> Result<(Result<Ring, RingError>, Held), StoreError> {
         let secret = self.api.get_opt(SECRET).await.map_err(StoreError::Read)?.ok_or(StoreError::Missing)?;
-        let requests = Requests::of(&secret.metadata);
+        let requests = requests_of(&secret.metadata);
         Ok((parse(&secret), Held { uid: secret.metadata.uid.clone(), requests, secret }))
     }
 
@@ -139,12 +134,17 @@ impl Store {
     ///
     /// # Errors
     /// Where the answer is no, or lost; then the write may have been done.
-    pub async fn replace(&self, held: Held, ring: &Ring, answered: Requests) -> Result<Written, StoreError> {
+    pub async fn replace(
+        &self,
+        held: Held,
+        ring: &Ring,
+        answered: OperatorRequests,
+    ) -> Result<Written, StoreError> {
         let mut secret = held.secret;
         let value = Zeroizing::new(BASE64.encode(ring.to_yaml().as_bytes()));
         secret.data.get_or_insert_default().insert(SECRET_KEY.to_owned(), value);
         if let Some(annotations) = &mut secret.metadata.annotations {
-            for name in answered.annotations() {
+            for name in one_time(answered) {
                 annotations.remove(name);
             }
         }
@@ -155,10 +155,10 @@ impl Store {
     ///
     /// # Errors
     /// Where the answer is no, or lost; then the write may have been done.
-    pub async fn request(&self, held: Held, requests: Requests) -> Result<Written, StoreError> {
+    pub async fn request(&self, held: Held, requests: OperatorRequests) -> Result<Written, StoreError> {
         let mut secret = held.secret;
-        let annotations = secret.metadata.annotations.get_or_insert_default();
-        annotations.extend(requests.annotations().map(|name| (name.to_owned(), "true".to_owned())));
+        let all = secret.metadata.annotations.get_or_insert_default();
+        all.extend(one_time(requests).map(|name| (name.to_owned(), "true".to_owned())));
         self.write(secret).await
     }
 
@@ -227,8 +227,8 @@ mod tests {
         ] {
             let secret: RingSecret =
                 serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap();
-            let requests = Requests::of(&secret.metadata);
-            assert_eq!(requests, Requests { rotate, press_on, enforce }, "{annotations}");
+            let requests = requests_of(&secret.metadata);
+            assert_eq!(requests, OperatorRequests { rotate, press_on, enforce }, "{annotations}");
             let nonsense = annotations[ENFORCE].as_str().filter(|_| enforce.is_none());
             assert_eq!(Held { uid: None, requests, secret }.nonsense(), nonsense);
         }

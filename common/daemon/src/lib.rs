@@ -3,7 +3,6 @@
 
 pub mod access;
 pub mod client;
-pub mod duration;
 pub mod health;
 pub mod http;
 pub mod log;
@@ -11,3 +10,5 @@ pub mod node_encryption;
 pub mod process;
 pub mod signal;
 pub mod watched_node;
+
+pub use secureoverlay_common::duration;

@@ -14,9 +14,10 @@ use secureoverlay_daemon::{
     node_encryption::{NodeEncryption, NodeEncryptionSpec, NodeEncryptionStatus},
 };
 use secureoverlay_manager::{
-    notices::{self, Notice, Reason},
-    taint, view,
+    outbox::{self, Notice},
+    snapshot, taint,
 };
+use secureoverlay_manager_core::notification::EventReason;
 use serde_json::json;
 
 use crate::cluster::{AGENT, Cluster, MANAGER, Manifest, until};
@@ -131,7 +132,7 @@ async fn the_startup_taint_takes_a_right_of_its_own() {
     let node: Node = serde_json::from_value(json!({"metadata": {"name": "starting"}, "spec": spec})).unwrap();
     let nodes = Api::<Node>::all(cluster.admin.clone());
     nodes.create(&PostParams::default(), &node).await.unwrap();
-    let lift = || taint::lift(&manager, "starting", "secureoverlay.io/starting");
+    let lift = || taint::remove(&manager, "starting", "secureoverlay.io/starting");
     let refused = lift().await;
     cluster.apply_unwarned(STARTUP_TAINT);
     // Rights reach the API server's authorizer a moment after they were written.
@@ -210,17 +211,17 @@ async fn an_acknowledgement_is_written_by_agents_and_read_by_the_manager() {
 
     let client = cluster.as_account(MANAGER);
     let manager = Api::<NodeEncryption>::all(client.clone());
-    assert_eq!(view::list(&client).await.unwrap().said["a"].newest, 7);
+    assert_eq!(snapshot::list(&client, None).await.unwrap().acknowledgements["a"].newest, 7);
     assert!(forbidden(manager.create(&PostParams::default(), &object).await.unwrap_err()));
     assert!(forbidden(manager.patch("a", &params, &Patch::Merge(json!({"spec": {}}))).await.unwrap_err()));
 
     // What people are told arrives.
-    let (outbox, notices) = notices::queue();
+    let (outbox, notices) = outbox::queue();
     let secret = cluster.secrets().get(SECRET).await.unwrap().metadata.uid;
     outbox.put(Notice::Awaited { node: "a".to_owned(), what: Some("receiving generation 8".to_owned()) });
-    outbox.put(Notice::Event { reason: Reason::RotationWaiting, note: "for a".to_owned(), secret });
+    outbox.put(Notice::Event { reason: EventReason::RotationWaiting, note: "for a".to_owned(), secret });
     drop(outbox);
-    notices::deliver(client, notices).await;
+    outbox::deliver(client, notices).await;
     let status = manager_view(&cluster).await;
     assert_eq!((status.awaited.as_deref(), status.revision), (Some("receiving generation 8"), 7));
     let of_the_secret = format!("--field-selector=involvedObject.name={SECRET}");

@@ -11,13 +11,17 @@ use secureoverlay_common::{
     suite::Suite,
 };
 use secureoverlay_manager::{
-    cluster::Cluster as ClusterView,
+    cluster_cache::ClusterCache,
+    driver::Driver,
     metrics::Metrics,
-    notices,
+    outbox,
+    store::{Store, Written},
+};
+use secureoverlay_manager_core::{
+    controller::{ControllerOptions, Now, Outcome},
+    rollout_mode::RolloutMode,
     schedule::Schedule,
-    source::Acknowledgements,
-    store::{Requests, Store, Written},
-    turn::{Manager, Now, Options, Outcome},
+    snapshot::OperatorRequests,
 };
 
 use crate::cluster::{Cluster, MANAGER, Manifest};
@@ -31,8 +35,8 @@ async fn of_two_writers_one_wins() {
         let ((_, one), (_, two)) = (store.read().await.unwrap(), store.read().await.unwrap());
         let (first, second) = (Ring::off(2 * round + 1, None), Ring::off(2 * round + 2, None));
         let (one, two) = tokio::join!(
-            store.replace(one, &first, Requests::default()),
-            store.replace(two, &second, Requests::default())
+            store.replace(one, &first, OperatorRequests::default()),
+            store.replace(two, &second, OperatorRequests::default())
         );
         let written = match (one.unwrap(), two.unwrap()) {
             (Written::Done, Written::Conflict) => first,
@@ -48,29 +52,30 @@ async fn two_managers_make_one_key() {
     let cluster = Cluster::fresh().await;
     cluster.apply(Manifest::Ours);
     let manager = || {
-        let options = Options {
+        let options = ControllerOptions {
             schedule: Schedule::Every(Duration::from_secs(3600)),
             suite: Suite::Aes128Gcm8,
-            acknowledgements: Acknowledgements::Timed,
+            mode: RolloutMode::Timed,
             goal: EnforcementGoal::Auto,
             delay: Duration::from_secs(60),
-            startup_taint: None,
             limit: Duration::from_secs(3600),
-            random: |bytes| SysRng.try_fill_bytes(bytes),
+            poll_interval: Duration::from_secs(2),
+            startup_taint: false,
         };
         let metrics = Metrics::register(&mut Registry::default());
-        let (cluster_view, (outbox, _)) = (ClusterView::default(), notices::queue());
-        Manager::new(cluster.as_account(MANAGER), options, metrics, cluster_view, outbox)
+        let (cluster_view, (outbox, _)) = (ClusterCache::default(), outbox::queue());
+        let random = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
+        Driver::new(cluster.as_account(MANAGER), options, None, random, metrics, cluster_view, outbox)
     };
     let (mut one, mut two) = (manager(), manager());
     let now = Now { wall: Timestamp::now(), monotonic: Instant::now() };
-    let (first, second) = tokio::join!(one.turn(|| now), two.turn(|| now));
+    let (first, second) = tokio::join!(one.reconcile(|| now), two.reconcile(|| now));
     let outcomes = [first.unwrap(), second.unwrap()];
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Written).count(), 1, "{outcomes:?}");
     let ring = cluster.ring().await.unwrap();
     assert_eq!(ring.revision, 1);
     for manager in [&mut one, &mut two] {
-        assert!(matches!(manager.turn(|| now).await.unwrap(), Outcome::Waiting { .. }));
+        assert!(matches!(manager.reconcile(|| now).await.unwrap(), Outcome::Waiting { .. }));
     }
     assert_eq!(cluster.ring().await.unwrap(), ring);
     assert_eq!(ring.generations.iter().map(|g| g.role).collect::<Vec<_>>(), [Role::Staged]);

@@ -10,18 +10,18 @@ use secureoverlay_common::{
     rotation::evidence::acks::{DRAIN, MISSED, PENDING_AFTER},
 };
 use secureoverlay_manager::{
-    notices::{Notice, Reason},
+    driver::ReconcileError,
+    outbox::Notice,
     rotate::{Progress, ask, follow},
-    source::Acknowledgements,
     store::Store,
-    turn::{Options, Outcome, TurnError},
 };
+use secureoverlay_manager_core::{controller::Outcome, notification::EventReason, rollout_mode::RolloutMode};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::fake::{
     Fake,
-    bench::{Bench, DELAY, INTERVAL, LIMIT, options},
+    bench::{Bench, DELAY, INTERVAL, LIMIT, Options, options},
     cluster::{Case, name, node, uid, word},
 };
 
@@ -49,7 +49,7 @@ async fn one_bad_node_is_left_out() {
     assert_eq!(case.settle().await, [(1, Active)]);
     assert_eq!((case.fake().ring().pending, case.bench.metric("pending_nodes")), ([uid(1, 3)].into(), 1));
     let pending = case.bench.told().into_iter().find_map(|notice| match notice {
-        Notice::Event { reason: Reason::NodesPending, note, .. } => Some(note),
+        Notice::Event { reason: EventReason::NodesPending, note, .. } => Some(note),
         _ => None,
     });
     assert!(pending.unwrap().starts_with("node-3 are spoken to in the clear"));
@@ -83,8 +83,11 @@ async fn a_rotation_goes_on_when_every_node_has_spoken() {
     case.bench.advance(DRAIN);
     assert_eq!(case.settle().await, [(2, Active)]);
     let events = case.bench.events();
-    let started: Vec<_> = events.iter().filter(|reason| **reason != Reason::RotationStalled).collect();
-    assert_eq!(started, [&Reason::RotationStarted, &Reason::KeyActivated, &Reason::RotationCompleted]);
+    let started: Vec<_> = events.iter().filter(|reason| **reason != EventReason::RotationStalled).collect();
+    assert_eq!(
+        started,
+        [&EventReason::RotationStarted, &EventReason::KeyActivated, &EventReason::RotationCompleted]
+    );
 }
 
 #[tokio::test]
@@ -120,11 +123,11 @@ async fn the_mode_follows_the_rights_and_never_goes_back_to_time() {
     assert_eq!(bench.settle().await, [(1, Staged)]);
     let mut other = Bench::new(&fake);
     fake.state().refuse = Some((Method::POST, StatusCode::FORBIDDEN, "starting".to_owned()));
-    assert!(matches!(other.turn().await, Err(TurnError::Installation(_) | TurnError::Access(_))));
-    let required = Options { acknowledgements: Acknowledgements::Required, ..options() };
+    assert!(matches!(other.turn().await, Err(ReconcileError::Installation(_) | ReconcileError::Access(_))));
+    let required = Options { mode: RolloutMode::Acknowledged, ..options() };
     fake.state().refuse = None;
     let mut other = Bench::with(&fake, required);
-    assert!(matches!(other.turn().await, Err(TurnError::View(_))), "whatever the rights");
+    assert!(matches!(other.turn().await, Err(ReconcileError::Snapshot(_))), "whatever the rights");
 }
 
 #[tokio::test]
@@ -262,7 +265,7 @@ async fn a_node_that_lost_its_sas_gets_a_new_incarnation() {
     let rekeyed = case.fake().ring();
     assert_eq!(rekeyed.generations[0].incarnations, BTreeMap::from([(uid(1, 2), 1)]));
     assert_eq!(rekeyed.revision, ring.revision + 1, "once");
-    let [Notice::Event { reason: Reason::NodesRekeyed, note, .. }] = &case.bench.told()[..] else {
+    let [Notice::Event { reason: EventReason::NodesRekeyed, note, .. }] = &case.bench.told()[..] else {
         panic!("one Event")
     };
     assert!(note.ends_with("node-2"), "{note}");

@@ -12,16 +12,13 @@ use secureoverlay_common::{
     },
     rotation::{EnforcementGoal, evidence::acks::DRAIN},
 };
-use secureoverlay_manager::{
-    enforce,
-    notices::{Notice, Reason},
-    store::Store,
-    turn::{Options, Outcome, TurnError},
-    view::DISTRUST,
+use secureoverlay_manager::{driver::ReconcileError, enforce, outbox::Notice, store::Store};
+use secureoverlay_manager_core::{
+    controller::Outcome, node_count_guard::DISTRUST, notification::EventReason,
 };
 
 use crate::fake::{
-    bench::{Bench, LIMIT, options},
+    bench::{Bench, LIMIT, Options, options},
     cluster::{Case, QUIET, name, node, uid, word},
 };
 
@@ -51,7 +48,7 @@ async fn insisting_waits_for_everybody_and_is_told() {
     case.waits().await;
     let told = case.bench.told();
     let waiting = told.iter().find_map(|notice| match notice {
-        Notice::Event { reason: Reason::EnforcementWaiting, note, .. } => Some(note.as_str()),
+        Notice::Event { reason: EventReason::EnforcementWaiting, note, .. } => Some(note.as_str()),
         _ => None,
     });
     assert!(waiting.unwrap().ends_with("node-2: insisting: node-2: eth0 has disable_policy set"));
@@ -59,7 +56,7 @@ async fn insisting_waits_for_everybody_and_is_told() {
     case.settle().await;
     assert_eq!(case.fake().ring().enforcement, Enforcement::Enforcing);
     assert_eq!(case.bench.metric("enforcement{enforcement=\"enforcing\"}"), 1);
-    assert!(case.bench.events().contains(&Reason::Enforcing));
+    assert!(case.bench.events().contains(&EventReason::Enforcing));
     // What comes up later lowers nothing.
     case.fake().state().encryptions.clear();
     case.bench.watch();
@@ -150,13 +147,13 @@ async fn relenting_needs_nobodys_word() {
         fake.set(enforcing.to_yaml().as_bytes());
         assert_eq!(other.turn().await.unwrap(), Outcome::Written);
         assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
-        assert_eq!(other.events(), [Reason::Relented]);
+        assert_eq!(other.events(), [EventReason::Relented]);
     }
     let error = other.turn().await.unwrap_err();
-    assert!(matches!(error, TurnError::Access(_)), "all the rest needs it: {error}");
+    assert!(matches!(error, ReconcileError::Access(_)), "all the rest needs it: {error}");
     fake.state().refuse_path = None;
     let error = other.turn().await.unwrap_err();
-    assert!(matches!(error, TurnError::View(_)), "all the rest needs it: {error}");
+    assert!(matches!(error, ReconcileError::Snapshot(_)), "all the rest needs it: {error}");
     assert_eq!(fake.ring().enforcement, Enforcement::Permissive);
 }
 
@@ -218,7 +215,10 @@ async fn somebody_asks_for_the_way_down_and_up_again() {
     assert_eq!(case.settle().await, []);
     assert_eq!(fake.ring().enforcement, Enforcement::Off);
     let events = case.bench.events();
-    assert!(events.ends_with(&[Reason::Relented, Reason::SwitchingOff, Reason::SwitchedOff]), "{events:?}");
+    assert!(
+        events.ends_with(&[EventReason::Relented, EventReason::SwitchingOff, EventReason::SwitchedOff]),
+        "{events:?}"
+    );
     enforce::ask(&store, None).await.unwrap();
     assert_eq!(case.annotation(ENFORCE), None);
     assert_eq!(case.settle().await, [(2, Staged)], "what the manager was started with counts again");

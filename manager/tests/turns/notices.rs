@@ -5,14 +5,12 @@ use secureoverlay_common::{
     names::ENFORCE,
     ring::Role::{Active, Retiring},
 };
-use secureoverlay_manager::{
-    notices::{self, Notice, Reason},
-    turn::{Options, Outcome},
-};
+use secureoverlay_manager::outbox::{self, Notice};
+use secureoverlay_manager_core::{controller::Outcome, notification::EventReason};
 use serde_json::json;
 
 use crate::fake::{
-    bench::options,
+    bench::{Options, options},
     cluster::{Case, QUIET, name},
 };
 
@@ -21,7 +19,7 @@ async fn people_hear_of_a_wait_and_nothing_depends_on_that() {
     let mut case = Case::staged(2).await;
     case.speak_of([1]);
     case.settle().await;
-    assert_eq!(case.bench.events(), [Reason::RotationStarted]);
+    assert_eq!(case.bench.events(), [EventReason::RotationStarted]);
     case.bench.advance(QUIET);
     case.settle().await;
     let told = case.bench.told();
@@ -30,18 +28,18 @@ async fn people_hear_of_a_wait_and_nothing_depends_on_that() {
     };
     assert_eq!(
         (*reason, note.as_str()),
-        (Reason::RotationWaiting, "waiting for 15s for node-2: receiving generation 2")
+        (EventReason::RotationWaiting, "waiting for 15s for node-2: receiving generation 2")
     );
     assert!(secret.is_some());
     assert_eq!((node.as_str(), what.as_deref()), ("node-2", Some("receiving generation 2")));
 
     // Both reach the API; a node that never said anything has no object, which is no failure.
-    let (outbox, receiver) = notices::queue();
+    let (outbox, receiver) = outbox::queue();
     told.iter().for_each(|notice| outbox.put(notice.clone()));
     outbox.put(Notice::Awaited { node: name(1), what: what.clone() });
     drop(outbox);
     let fake = case.fake().clone();
-    notices::deliver(fake.client(), receiver).await;
+    outbox::deliver(fake.client(), receiver).await;
     let event = fake.state().events[0].clone();
     assert_eq!((&event["reason"], &event["type"]), (&json!("RotationWaiting"), &json!("Normal")));
     assert_eq!(event["involvedObject"]["kind"], json!("Secret"));
@@ -61,10 +59,10 @@ async fn a_ring_that_cannot_be_read_is_told_once() {
         case.fake().set(document.as_bytes());
         assert!(case.bench.turn().await.is_err());
     }
-    assert_eq!(case.bench.events(), [Reason::RingUnreadable, Reason::RingUnreadable]);
+    assert_eq!(case.bench.events(), [EventReason::RingUnreadable, EventReason::RingUnreadable]);
     case.fake().set(b"");
     assert_eq!(case.bench.turn().await.unwrap(), Outcome::Written);
-    assert_eq!(case.bench.events(), [Reason::RingRestored]);
+    assert_eq!(case.bench.events(), [EventReason::RingRestored]);
     assert_eq!(*case.fake().ring().to_yaml().lines().last().unwrap(), *good.lines().last().unwrap());
 }
 
@@ -78,7 +76,8 @@ async fn the_startup_taint_goes_when_a_node_encrypts_or_nobody_is_to() {
         case.fake().state().nodes.get_mut(&name(node)).unwrap()["spec"]["taints"] = taints;
     }
     let lifted = |case: &mut Case| {
-        let lifts = case.bench.told().into_iter().filter(|notice| matches!(notice, Notice::Lift { .. }));
+        let lifts =
+            case.bench.told().into_iter().filter(|notice| matches!(notice, Notice::RemoveTaint { .. }));
         lifts.collect::<Vec<_>>()
     };
     case.bench.watch();
@@ -90,14 +89,14 @@ async fn the_startup_taint_goes_when_a_node_encrypts_or_nobody_is_to() {
     case.speak_of([1, 2]);
     case.settle().await;
     let lifts = lifted(&mut case);
-    let lift = |node| Notice::Lift { node: name(node), key: TAINT.to_owned() };
+    let lift = |node| Notice::RemoveTaint { node: name(node), key: TAINT.to_owned() };
     assert_eq!(lifts, [lift(1), lift(2)]);
-    let (outbox, receiver) = notices::queue();
+    let (outbox, receiver) = outbox::queue();
     lifts.into_iter().chain([lift(9)]).for_each(|lift| outbox.put(lift));
     drop(outbox);
     // Its kubelet writes one of them at the same moment.
     case.fake().state().interfere = true;
-    notices::deliver(case.fake().client(), receiver).await;
+    outbox::deliver(case.fake().client(), receiver).await;
     let taints = |node| case.fake().state().nodes[&name(node)]["spec"]["taints"].as_array().unwrap().clone();
     assert_eq!([1, 2].map(taints), [[other.clone()], [other.clone()]]);
     assert_eq!(taints(3).len(), 2);

@@ -9,17 +9,13 @@ use secureoverlay_common::{
     names::ROTATE,
     ring::{Enforcement, Ring, Role},
 };
-use secureoverlay_manager::{
-    notices::Notice,
-    schedule::Schedule,
-    store::StoreError,
-    turn::{Options, Outcome, TurnError},
-};
+use secureoverlay_manager::{driver::ReconcileError, outbox::Notice, store::StoreError};
+use secureoverlay_manager_core::{controller::Outcome, schedule::Schedule};
 use serde_json::{Value, json};
 
 use crate::fake::{
     Fake,
-    bench::{Bench, DELAY, INTERVAL, options},
+    bench::{Bench, DELAY, INTERVAL, Options, options},
     status,
 };
 
@@ -143,7 +139,7 @@ async fn a_missing_secret_is_waited_for() {
     let secret = fake.state().secret.take();
     let mut bench = Bench::new(&fake);
     let error = bench.turn().await.unwrap_err();
-    assert!(matches!(error, TurnError::Store(StoreError::Missing)));
+    assert!(matches!(error, ReconcileError::Store(StoreError::Missing)));
     assert!(error.to_string().contains("kubectl apply"), "{error}");
     assert_eq!(fake.writes(), 0);
     fake.state().secret = secret;
@@ -168,7 +164,7 @@ async fn refusals_and_garbage_change_nothing() {
     }
     fake.state().refuse = Some((Method::PUT, StatusCode::INTERNAL_SERVER_ERROR, "etcd is gone".to_owned()));
     let error = bench.turn().await.unwrap_err();
-    assert!(matches!(error, TurnError::Store(StoreError::Write(_))), "{error}");
+    assert!(matches!(error, ReconcileError::Store(StoreError::Write(_))), "{error}");
     assert_eq!(fake.state().secret, before);
     fake.state().refuse = None;
     assert_eq!(bench.settle().await, [(1, Role::Active), (2, Role::Staged)]);
@@ -187,7 +183,7 @@ async fn what_cannot_be_read_is_never_written_over() {
         fake.set(document);
         bench.advance(INTERVAL);
         let error = bench.turn().await.unwrap_err();
-        assert!(matches!(error, TurnError::Unreadable(_)), "{error}");
+        assert!(matches!(error, ReconcileError::InvalidRing(_)), "{error}");
         assert_eq!(fake.writes(), 0);
     }
     fake.set(good.as_bytes());
@@ -315,7 +311,7 @@ async fn a_stray_answer_about_the_daemon_set_switches_nothing_off() {
     ];
     for (code, text) in answers {
         fake.state().override_daemon_set = Some((code, text));
-        assert!(matches!(bench.turn().await.unwrap_err(), TurnError::Installation(_)));
+        assert!(matches!(bench.turn().await.unwrap_err(), ReconcileError::Installation(_)));
         assert_eq!(fake.ring(), before);
     }
 }
@@ -325,6 +321,6 @@ async fn without_random_bytes_no_key_is_made() {
     let fake = Fake::new();
     let options = Options { random: |_| Err(SysError::UNSUPPORTED), ..options() };
     let mut bench = Bench::with(&fake, options);
-    assert!(matches!(bench.turn().await, Err(TurnError::Random(_))));
+    assert!(matches!(bench.turn().await, Err(ReconcileError::Random(_))));
     assert_eq!(fake.writes(), 0);
 }

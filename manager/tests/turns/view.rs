@@ -4,10 +4,11 @@ use axum::http::StatusCode;
 use futures::channel::mpsc::unbounded;
 use secureoverlay_common::ring::Role::{Active, Retiring, Staged};
 use secureoverlay_manager::{
-    cluster::{self, Cluster},
-    turn::TurnError,
-    view::{self, DISTRUST},
+    cluster_cache::{self, ClusterCache},
+    driver::ReconcileError,
+    snapshot,
 };
+use secureoverlay_manager_core::node_count_guard::DISTRUST;
 use serde_json::json;
 
 use crate::fake::{
@@ -43,7 +44,7 @@ async fn without_lists_nothing_is_decided() {
     // A manager that was just started.
     let mut other = Bench::new(&fake);
     let error = other.turn().await.unwrap_err();
-    assert!(matches!(error, TurnError::View(_)), "{error}");
+    assert!(matches!(error, ReconcileError::Snapshot(_)), "{error}");
     assert!(error.to_string().contains("not known yet"), "{error}");
     let refused = "/api/v1/nodes".to_owned();
     fake.state().refuse_path = Some((refused, StatusCode::INTERNAL_SERVER_ERROR));
@@ -62,8 +63,8 @@ async fn long_lists_are_read_to_the_end() {
         object["metadata"]["name"] = json!(format!("many-{number}"));
         case.fake().state().nodes.insert(format!("many-{number}"), object);
     }
-    let view = view::list(&case.fake().client()).await.unwrap();
-    assert_eq!((view.nodes.len(), view.said.len()), (1_203, 0));
+    let view = snapshot::list(&case.fake().client(), None).await.unwrap();
+    assert_eq!((view.nodes.len(), view.acknowledgements.len()), (1_203, 0));
     assert_eq!(case.fake().calls().len(), 4, "three pages of Nodes, one of NodeEncryptions");
 }
 
@@ -96,25 +97,25 @@ async fn the_watches_fill_the_view_and_tell_of_changes() {
     fake.state().nodes.insert(name(1), node(1, "True"));
     let (events, watch) = unbounded();
     fake.state().watch = Some(watch);
-    let cluster = Cluster::default();
-    let follow = tokio::spawn(cluster::follow(fake.client(), cluster.clone()));
+    let cluster = ClusterCache::default();
+    let follow = tokio::spawn(cluster_cache::follow(fake.client(), cluster.clone()));
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
     assert!(fake.calls().is_empty(), "not before they are wanted");
     cluster.want();
-    while cluster.view().is_err() {
+    while cluster.snapshot(None).is_err() {
         cluster.changed().await;
     }
-    assert_eq!(cluster.view().unwrap().nodes.len(), 1);
+    assert_eq!(cluster.snapshot(None).unwrap().nodes.len(), 1);
     events.unbounded_send(json!({"type": "ADDED", "object": node(2, "True")})).unwrap();
-    while cluster.view().unwrap().nodes.len() < 2 {
+    while cluster.snapshot(None).unwrap().nodes.len() < 2 {
         cluster.changed().await;
     }
     events.unbounded_send(json!({"type": "DELETED", "object": node(1, "True")})).unwrap();
-    while cluster.view().unwrap().nodes.len() > 1 {
+    while cluster.snapshot(None).unwrap().nodes.len() > 1 {
         cluster.changed().await;
     }
-    assert_eq!(cluster.view().unwrap().nodes[0].name, "node-2");
+    assert_eq!(cluster.snapshot(None).unwrap().nodes[0].name, "node-2");
     follow.abort();
 }

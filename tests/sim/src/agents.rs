@@ -21,7 +21,7 @@ use crate::{
     kernel::Socket,
     machine::{Known, Process},
     variant::Variant,
-    world::{Event, World},
+    world::{Event, Luck, World},
 };
 
 /// What a DaemonSet's pods are given to end.
@@ -162,7 +162,7 @@ impl World {
         if self.objects.daemon_set.is_some_and(|set| !set.orphaning) && !self.machines[at].partitioned {
             self.machines[at].pod = true;
             self.machines[at].set = self.objects.daemon_set.map(|set| set.uid);
-            let pause = self.rng.millis(500, 5000);
+            let pause = self.luck(Luck::Machine(at)).millis(500, 5000);
             self.after(pause, Event::Heal(Heal::Agent(at)));
         }
     }
@@ -314,7 +314,7 @@ impl World {
         if died {
             self.machines[at].tables.borrow_mut().dies_after = None;
             self.end_agent(at);
-            let pause = self.rng.millis(1000, 20_000);
+            let pause = self.luck(Luck::Machine(at)).millis(1000, 20_000);
             return self.after(pause, Event::Heal(Heal::Agent(at)));
         }
         let pause = self.machines[at].delay(self.now, 1, 30);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use secureoverlay_agent::removal::Sighting;
 use secureoverlay_common::{acknowledgement::Acknowledgement, node::NodeFacts, uid::Uid};
+use secureoverlay_manager_core::snapshot::OperatorRequests;
 
 use crate::Time;
 
@@ -14,6 +15,16 @@ pub struct Secret {
     pub uid: Uid,
     /// `data.keys`.
     pub document: Option<Vec<u8>>,
+    /// What its annotations ask for.
+    pub requests: OperatorRequests,
+}
+
+impl Secret {
+    /// One that asks for nothing.
+    #[must_use]
+    pub fn new(uid: Uid, document: Option<Vec<u8>>) -> Self {
+        Self { uid, document, requests: OperatorRequests::default() }
+    }
 }
 
 /// A NodeEncryption.

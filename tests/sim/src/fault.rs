@@ -2,12 +2,14 @@
 
 use std::{fmt, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{rng::Rng, variant::Variant};
 
 /// One thing that goes wrong. Machines are meant by a number that is taken modulo those that there are; times are in
 /// seconds.
 #[expect(missing_docs, reason = "each variant tells what its fields are")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
     /// The manager is killed, between whichever two of its steps, and starts anew.
     ManagerKilled { down: u64 },
@@ -65,8 +67,16 @@ pub enum Fault {
     AcknowledgementsDeleted,
     /// The wall clock of the manager's host jumps.
     ClockJumped { seconds: i64 },
-    /// Somebody wants plaintext to be turned away, or accepted.
+    /// An operator wants plaintext to be turned away, or accepted.
     GoalChanged { insist: bool },
+    /// An operator wants nothing to be encrypted, for a while.
+    OffRequested { time: u64 },
+    /// An operator wants a rotation now.
+    RotationRequested,
+    /// An operator wants the rotation to go on without the nodes that it waits for.
+    SkipRequested,
+    /// The lists of a manager show a minority of the Nodes.
+    NodesHidden { time: u64 },
 }
 
 impl Fault {
@@ -87,7 +97,7 @@ impl Fault {
         };
         let short = rng.between(1, 60);
         let percent = rng.between(1, 60);
-        match rng.below(100) {
+        match rng.below(110) {
             0..=7 => Self::ManagerKilled { down: short },
             8..=10 => Self::ManagerStopped { time },
             11..=13 => Self::SecondManager { time },
@@ -116,15 +126,20 @@ impl Fault {
             96 => Self::DaemonSetOrphaned { time: short },
             97 => Self::AcknowledgementsDeleted,
             98 => Self::GoalChanged { insist: rng.between(0, 200_000).is_multiple_of(2) },
+            100..=101 => Self::OffRequested { time: 10 * time },
+            102..=104 => Self::RotationRequested,
+            105..=107 => Self::SkipRequested,
+            108..=109 => Self::NodesHidden { time: time.min(500) },
             _ => Self::ClockJumped { seconds: rng.between(0, 200_000) as i64 - 100_000 },
         }
     }
 }
 
 /// A fault and its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planned {
     /// When, since the world began.
+    #[serde(with = "millis")]
     pub at: Duration,
     /// What.
     pub fault: Fault,
@@ -137,23 +152,30 @@ impl fmt::Display for Planned {
 }
 
 /// A world before it begins.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scenario {
     /// Where everything comes from.
     pub seed: u64,
     /// Machines at the beginning.
     pub machines: usize,
+    /// Time decides instead of acknowledgements: for so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timed: Option<Duration>,
     /// Between rotations.
+    #[serde(with = "millis")]
     pub interval: Duration,
     /// How long a rotation waits for a node that is not ready.
+    #[serde(with = "millis")]
     pub limit: Duration,
     /// How often agents look at their kernels.
+    #[serde(with = "millis")]
     pub resync: Duration,
     /// Events of watches that come twice, of a thousand.
     pub duplicated: u64,
     /// Watch connections that break at an event, of a thousand.
     pub broken: u64,
     /// When faults end.
+    #[serde(with = "millis")]
     pub end: Duration,
     /// What goes wrong, in order.
     pub faults: Vec<Planned>,
@@ -185,15 +207,19 @@ impl Scenario {
             // Bursts are where faults meet.
             at += if rng.permille(300) { rng.millis(0, 3000) } else { rng.millis(0, mean * 2000) };
         }
-        Self { seed, machines, interval, limit, resync, duplicated, broken, end, faults }
+        let mut rng = Rng::new(seed, 8);
+        // Where nodes can't say what they have done, few faults leave the time that they need.
+        let timed = (machines <= 24 && rng.permille(100)).then(|| seconds(&mut rng, 120, 240));
+        Self { seed, machines, timed, interval, limit, resync, duplicated, broken, end, faults }
     }
 
     /// A small and busy world with the faults that a wrong variant must stumble over, time and again.
     #[must_use]
     pub fn provoking(seed: u64, variant: Variant) -> Self {
-        let mut world = Self::new(seed);
+        let timed = (variant == Variant::HurryTimed).then_some(Duration::from_secs(180));
+        let mut world = Self { timed, ..Self::new(seed) };
         let mut rng = Rng::new(seed, 5);
-        world.machines = rng.between(2, 4) as usize;
+        world.machines = rng.between(2, 4) as usize + usize::from(variant == Variant::BelieveMissingNodes);
         world.interval = Duration::from_secs(rng.between(60, 90));
         world.end = Duration::from_secs(3600);
         world.faults.clear();
@@ -206,6 +232,11 @@ impl Scenario {
                     Fault::KernelRefuses { machine, percent: 50, time: 4 * time }
                 }
                 (Variant::CountFormerBoots, _) => Fault::Partitioned { machine, time },
+                (Variant::BelieveMissingNodes, 0) => Fault::NodesHidden { time: 10 * time },
+                (Variant::QuitUnsilenced, 0) => Fault::OffRequested { time: 10 * time },
+                (Variant::PressUnasked, 0) => Fault::AgentSlow { machine, time: 3 * time },
+                (Variant::PressUnasked, 1) => Fault::AgentStopped { machine, time: 3 * time },
+                (Variant::HurryTimed, _) if time > 4 => Fault::RotationRequested,
                 (Variant::WriteUnconditionally, 0) => Fault::SecondManager { time: 20 * time },
                 (Variant::WriteUnconditionally, 1) => Fault::ManagerStopped { time: 4 * time },
                 _ => Fault::random(&mut rng),
@@ -221,5 +252,20 @@ impl Scenario {
     pub fn only(&self, keep: &[usize]) -> Self {
         let faults = keep.iter().filter_map(|&at| self.faults.get(at).copied()).collect();
         Self { faults, ..self.clone() }
+    }
+}
+
+/// Durations as milliseconds, which is what all of them are drawn in.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(time.as_millis().try_into().unwrap_or(u64::MAX))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use secureoverlay_common::{rotation::EnforcementGoal, uid::Uid};
+use secureoverlay_common::{ring::Enforcement, uid::Uid};
+use secureoverlay_manager_core::snapshot::OperatorRequests;
 
 use crate::{
     api::{Change, DaemonSet, Secret, What, Who},
     fault::Fault,
     machine::Machine,
-    world::{Break, Event, World},
+    world::{Break, Event, Luck, World},
 };
 
 /// The node controller calls a node unready after so long without a word of its kubelet.
@@ -43,6 +44,8 @@ pub enum Heal {
     Manifest,
     /// A kubelet makes its Node.
     Node(usize),
+    /// The request for an enforcement is taken back.
+    NoEnforcementRequest,
 }
 
 impl World {
@@ -54,11 +57,56 @@ impl World {
         }
         *self.tally.faults.entry(fault.kind()).or_default() += 1;
         self.tell(|| format!("FAULT {fault:?}"));
+        self.hinder(fault);
         self.inject(fault);
     }
 
     fn one_of(&self, machine: usize) -> usize {
         machine % self.machines.len()
+    }
+
+    /// Notes for how long a fault may keep agents from following the ring.
+    fn hinder(&mut self, fault: Fault) {
+        let (which, time) = match fault {
+            Fault::AgentKilled { machine, down: time }
+            | Fault::AgentStopped { machine, time }
+            | Fault::AgentSlow { machine, time }
+            | Fault::Partitioned { machine, time }
+            | Fault::Excluded { machine, time }
+            | Fault::BootIdHidden { machine, time }
+            | Fault::KernelRefuses { machine, time, .. } => (Some(machine), time),
+            Fault::AgentDiesMidway { machine, .. }
+            | Fault::Rebooted { machine }
+            | Fault::Recreated { machine }
+            | Fault::Left { machine }
+            | Fault::StatesFlushed { machine }
+            | Fault::PoliciesFlushed { machine }
+            | Fault::Flushed { machine }
+            | Fault::SomeDeleted { machine, .. } => (Some(machine), 60),
+            Fault::SecretRubbish { time }
+            | Fault::SecretDeleted { time }
+            | Fault::DaemonSetRecreated { time }
+            | Fault::DaemonSetOrphaned { time } => (None, time + 60),
+            Fault::WatchesLost | Fault::SecretWiped | Fault::SecretRestored { .. } => (None, 30),
+            Fault::ManagerKilled { .. }
+            | Fault::ManagerStopped { .. }
+            | Fault::SecondManager { .. }
+            | Fault::Joined { .. }
+            | Fault::AcknowledgementsDeleted
+            | Fault::ClockJumped { .. }
+            | Fault::GoalChanged { .. }
+            | Fault::OffRequested { .. }
+            | Fault::RotationRequested
+            | Fault::SkipRequested
+            | Fault::NodesHidden { .. } => return,
+        };
+        let until = self.now + Duration::from_secs(time);
+        let which = which.map(|machine| self.one_of(machine));
+        for (at, machine) in self.machines.iter_mut().enumerate() {
+            if which.is_none_or(|which| which == at) {
+                machine.hindered_until = machine.hindered_until.max(until);
+            }
+        }
     }
 
     fn inject(&mut self, fault: Fault) {
@@ -114,7 +162,7 @@ impl World {
                 let at = self.one_of(machine);
                 if self.machines[at].live && self.machines[at].uid.is_some() {
                     self.delete_node(at);
-                    let pause = self.rng.millis(200, 10_000);
+                    let pause = self.luck(Luck::Machine(at)).millis(200, 10_000);
                     self.after(pause, Event::Heal(Heal::Node(at)));
                 }
             }
@@ -145,7 +193,7 @@ impl World {
                 }
             }
             Fault::SecretRubbish { time } => {
-                let rubbish = self.rng.below(4);
+                let rubbish = self.luck(Luck::Faults).below(4);
                 if let Some((secret, _)) = self.objects.secret.clone() {
                     let document: &[u8] =
                         [&b"{[ not yaml"[..], b"version: 9\n", &[0xff; 40], b"keys: none\n"]
@@ -173,8 +221,16 @@ impl World {
             }
             Fault::ClockJumped { seconds } => self.clock += seconds,
             Fault::GoalChanged { insist } => {
-                self.goal = if insist { EnforcementGoal::Auto } else { EnforcementGoal::Permissive }
+                let enforce = if insist { Enforcement::Enforcing } else { Enforcement::Permissive };
+                self.ask_for(|requests| requests.enforce = Some(enforce));
             }
+            Fault::OffRequested { time } => {
+                self.ask_for(|requests| requests.enforce = Some(Enforcement::Off));
+                self.after(seconds(time), Event::Heal(Heal::NoEnforcementRequest));
+            }
+            Fault::RotationRequested => self.ask_for(|requests| requests.rotate = true),
+            Fault::SkipRequested => self.ask_for(|requests| requests.press_on = true),
+            Fault::NodesHidden { time } => self.hide_nodes(seconds(time)),
         }
     }
 
@@ -212,6 +268,7 @@ impl World {
             Heal::Kernel(at) => self.machines[at].tables.borrow_mut().refuses = 0,
             Heal::Secret => self.mend(),
             Heal::Manifest => self.apply_manifest(),
+            Heal::NoEnforcementRequest => self.ask_for(|requests| requests.enforce = None),
             Heal::Node(at) => {
                 if self.machines[at].live && self.machines[at].uid.is_none() {
                     self.register(at);
@@ -239,6 +296,10 @@ impl World {
         }
         self.apply_manifest();
         self.mend();
+        self.ask_for(|requests| *requests = OperatorRequests::default());
+        for manager in &mut self.managers {
+            manager.hides_until = self.now;
+        }
         for at in 0..self.machines.len() {
             self.machines[at].stopped_until = self.now;
             self.machines[at].slow_until = self.now;
@@ -254,6 +315,25 @@ impl World {
             ] {
                 self.heal(heal);
             }
+        }
+    }
+
+    /// An operator edits the annotations of the Secret.
+    fn ask_for(&mut self, edit: impl FnOnce(&mut OperatorRequests)) {
+        if let Some((mut secret, _)) = self.objects.secret.clone() {
+            let before = secret.requests;
+            edit(&mut secret.requests);
+            if secret.requests != before {
+                self.write_secret(Some(secret));
+            }
+        }
+    }
+
+    /// The lists of a manager that knows how many Nodes there are show a minority of them for a while.
+    fn hide_nodes(&mut self, time: Duration) {
+        let until = self.now + time;
+        if let Some(manager) = self.managers.iter_mut().find(|manager| manager.alive && manager.counted) {
+            (manager.hides_until, manager.counted) = (until, false);
         }
     }
 
@@ -277,7 +357,7 @@ impl World {
         if !std::mem::take(&mut self.machines[at].partitioned) {
             return;
         }
-        let pause = self.rng.millis(500, 10_000);
+        let pause = self.luck(Luck::Machine(at)).millis(500, 10_000);
         self.after(pause, Event::Heal(Heal::Readiness(at)));
         // What its kubelet did not hear of.
         self.after(pause, Event::Heal(Heal::Pod(at)));
@@ -311,7 +391,7 @@ impl World {
         }
         self.end_agent(at);
         let boot = self.uid();
-        let tables = self.boot_kernel(self.machines[at].addr);
+        let tables = self.boot_kernel(at, self.machines[at].addr);
         match self.place_for_journal(boot) {
             Ok(journal) => self.machines[at].journal = journal,
             Err(error) => return self.violate(0, format!("no place for a journal: {error}")),
@@ -329,9 +409,9 @@ impl World {
         machine.burnt.clear();
         self.dirty.insert(at);
         // The kubelet comes first, most of the time.
-        let down = self.rng.millis(2000, 60_000);
+        let down = self.luck(Luck::Machine(at)).millis(2000, 60_000);
         self.after(down, Event::Heal(Heal::BootId(at)));
-        let pause = self.rng.millis(0, 10_000);
+        let pause = self.luck(Luck::Machine(at)).millis(0, 10_000);
         self.after(down + pause - Duration::from_millis(1500), Event::Heal(Heal::Agent(at)));
     }
 
@@ -347,9 +427,9 @@ impl World {
         self.dirty.insert(at);
         // Counts are looked at every second; sometimes they are as before.
         if let Some(process) = self.machines[at].process.as_ref().map(|process| process.pid)
-            && !self.rng.permille(100)
+            && !self.luck(Luck::Machine(at)).permille(100)
         {
-            let pause = self.rng.millis(1, 1500);
+            let pause = self.luck(Luck::Machine(at)).millis(1, 1500);
             self.after(pause, Event::KernelChanged(at, process));
         }
     }
@@ -383,7 +463,7 @@ impl World {
     fn apply_manifest(&mut self) {
         if self.objects.secret.is_none() {
             let uid = self.uid();
-            self.write_secret(Some(Secret { uid, document: None }));
+            self.write_secret(Some(Secret::new(uid, None)));
         }
         if self.objects.daemon_set.is_none() {
             let uid = self.uid();
@@ -408,7 +488,7 @@ impl World {
         let mut pause = Duration::ZERO;
         if orphaning {
             // Until the garbage collector has let go of the pods. A new DaemonSet adopts them.
-            pause = self.rng.millis(500, 5000);
+            pause = self.luck(Luck::Faults).millis(500, 5000);
             self.set_daemon_set(Some(DaemonSet { orphaning, ..set }));
             for machine in &mut self.machines {
                 machine.set = None;
@@ -424,7 +504,7 @@ impl World {
         }
         self.set_daemon_set(None);
         for at in 0..self.machines.len() {
-            let pause = self.rng.millis(300, 20_000);
+            let pause = self.luck(Luck::Machine(at)).millis(300, 20_000);
             self.after(pause, Event::Heal(Heal::Pod(at)));
         }
     }

@@ -318,12 +318,13 @@ impl World {
     pub fn unsettled(&self, rotations: u64) -> Option<String> {
         let Some((ring, version)) = self.ring() else { return Some("there is no ring".into()) };
         let Phase::Steady { active } = ring.phase() else {
-            return Some(format!("the ring is {}", crate::manager::roles(&ring)));
+            return Some(format!("the ring is {}", crate::writes::roles(&ring)));
         };
         if self.tally.rotations <= rotations {
             return Some("no rotation was completed".into());
         }
-        if ring.enforcement != Enforcement::Enforcing {
+        // Time says of nothing that it speaks against enforcing, nor for it.
+        if self.scenario.timed.is_none() && ring.enforcement != Enforcement::Enforcing {
             return Some(format!(
                 "the ring is {:?}, with {} nodes pending",
                 ring.enforcement,
@@ -336,6 +337,9 @@ impl World {
             let Some(known) = &machine.applied else { return Some(format!("{name} is not programmed")) };
             if known.version < version || machine.flushed || machine.left_behind.is_some() {
                 return Some(format!("{name} is not up to date"));
+            }
+            if machine.tainted && self.scenario.timed.is_none() {
+                return Some(format!("{name} has the start-up taint"));
             }
             if known.stage != Stage::Normal {
                 return Some(format!("{name} is at {:?}", known.stage));

@@ -87,6 +87,10 @@ pub struct Machine {
     pub included: Option<u64>,
     /// When it first knew a generation to send with after each break in the ring's history.
     pub sends_since: BTreeMap<u64, Time>,
+    /// Its Node has the start-up taint.
+    pub tainted: bool,
+    /// Something may have kept its agent from following the ring until then.
+    pub hindered_until: Time,
     /// Its own luck.
     pub rng: Rng,
 }

@@ -1,17 +1,19 @@
 //! `secureoverlay-sim --steps 100000 [--seed N] [--soak]`: see the library.
 
 use std::{
+    any::type_name,
     collections::BTreeMap,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use secureoverlay_manager_core::controller::Controller;
 use secureoverlay_sim::{
     fault::Scenario,
-    run::{self, Caught, Kept, Run, Sum},
+    run::{self, Caught, Kept, Sum},
     variant::Variant,
 };
 
@@ -49,6 +51,9 @@ struct Options {
     /// With `--seed`: the wrong variant to run, by its name.
     #[arg(long)]
     variant: Option<String>,
+    /// With `--seed` and `--variant`: the world that is made to show the variant.
+    #[arg(long)]
+    provoke: bool,
 }
 
 fn main() -> ExitCode {
@@ -64,20 +69,23 @@ fn main() -> ExitCode {
 
 fn simulate(options: &Options) -> Result<bool> {
     let variant = options.variant.as_deref().map(named).transpose()?;
+    let kept = run::kept(KEPT).map_err(anyhow::Error::msg)?;
     if let Some(text) = &options.seed {
-        let [kept] = &run::kept(text).map_err(anyhow::Error::msg)?[..] else {
-            bail!("--seed takes one seed")
+        let provoked = |variant| Some(Scenario::provoking(text.parse().ok()?, variant));
+        let scenario = match variant.filter(|_| options.provoke) {
+            Some(variant) => provoked(variant),
+            None => run::named(text),
         };
-        return Ok(one(kept, variant, options.tail));
+        return Ok(one(&scenario.context("--seed takes SEED or SEED:FAULT,FAULT")?, variant, options.tail));
     }
     let begun = Instant::now();
     thread::scope(|scope| {
         // One world takes one core, and machines have more.
         let variants = scope.spawn(|| match options.no_variants {
             true => BTreeMap::new(),
-            false => Variant::ALL.iter().map(|&variant| (variant, caught(variant, options.first))).collect(),
+            false => Variant::ALL.map(|variant| (variant, caught(variant, &kept, options.first))).into(),
         });
-        let Some((sum, failed)) = worlds(options)? else { return Ok(false) };
+        let Some((sum, failed)) = worlds(&kept, options)? else { return Ok(false) };
         let variants = variants.join().map_err(|_| anyhow!("a wrong variant made this program panic"))?;
         report(&sum, &variants, failed, begun.elapsed());
         Ok(failed == 0 && variants.values().all(|caught| caught.violation.is_some()))
@@ -85,20 +93,21 @@ fn simulate(options: &Options) -> Result<bool> {
 }
 
 /// As many worlds as it takes; `None` where one failed that was told.
-fn worlds(options: &Options) -> Result<Option<(Sum, usize)>> {
+fn worlds(kept: &[Kept], options: &Options) -> Result<Option<(Sum, usize)>> {
     let (mut sum, mut failed) = (Sum::default(), 0);
-    for kept in run::kept(KEPT).map_err(anyhow::Error::msg)? {
-        if !held(&kept, &run::run(&kept.scenario(), None, false), &mut sum) {
+    for kept in kept {
+        if !held(&kept.scenario, &mut sum) {
+            println!("it is kept because: {}", kept.why);
             return Ok(None);
         }
     }
     let mut told = Instant::now();
     let mut seed = options.first;
     while options.soak || sum.steps < options.steps {
-        let kept = Kept { seed, faults: None };
+        let scenario = Scenario::new(seed);
         if options.survey {
-            failed += usize::from(survey(&kept, &mut sum));
-        } else if !held(&kept, &run::run(&kept.scenario(), None, false), &mut sum) {
+            failed += usize::from(survey(&scenario, &mut sum));
+        } else if !held(&scenario, &mut sum) {
             return Ok(None);
         }
         seed = seed.checked_add(1).context("out of seeds")?;
@@ -111,12 +120,15 @@ fn worlds(options: &Options) -> Result<Option<(Sum, usize)>> {
 }
 
 /// One line for a world that fails; whether it did.
-fn survey(kept: &Kept, sum: &mut Sum) -> bool {
-    let run = run::run(&kept.scenario(), None, false);
+fn survey(scenario: &Scenario, sum: &mut Sum) -> bool {
+    let run = run::run(scenario, None, false);
     sum.add(&run.tally);
     if let Some(violation) = &run.violation {
-        let at = violation.at.as_secs();
-        println!("seed {} at {at} s: invariant {}: {}", kept.seed, violation.invariant, violation.text);
+        let (at, timed) = (violation.at.as_secs(), if run.tally.timed { ", timed" } else { "" });
+        println!(
+            "seed {}{timed} at {at} s: invariant {}: {}",
+            scenario.seed, violation.invariant, violation.text
+        );
     }
     run.violation.is_some()
 }
@@ -126,8 +138,8 @@ fn named(name: &str) -> Result<Variant> {
     found.with_context(|| format!("there is no variant {name}: {:?}", Variant::ALL))
 }
 
-fn caught(variant: Variant, first: u64) -> Caught {
-    let caught = run::catch(variant, first, WORLDS);
+fn caught(variant: Variant, kept: &[Kept], first: u64) -> Caught {
+    let caught = run::catch(variant, kept, first, WORLDS);
     match &caught.violation {
         Some(violation) => println!(
             "{variant:?}: caught in world {}, invariant {}: {}",
@@ -139,49 +151,41 @@ fn caught(variant: Variant, first: u64) -> Caught {
 }
 
 /// Whether a world held; if not, it is shrunk and told.
-fn held(kept: &Kept, run: &Run, sum: &mut Sum) -> bool {
+fn held(scenario: &Scenario, sum: &mut Sum) -> bool {
+    let run = run::run(scenario, None, false);
     sum.add(&run.tally);
     let Some(violation) = &run.violation else { return true };
-    println!("seed {} violates invariant {}: {}", kept.seed, violation.invariant, violation.text);
-    println!("shrinking its {} faults ...", kept.scenario().faults.len());
-    let scenario = kept.scenario();
-    let numbers = run::shrink(&scenario, None, violation);
-    let all = Scenario::new(kept.seed);
-    let numbers: Vec<usize> = numbers
-        .iter()
-        .map(|&at| kept.faults.as_ref().and_then(|faults| faults.get(at).copied()).unwrap_or(at))
-        .collect();
-    for &at in &numbers {
-        if let Some(fault) = all.faults.get(at) {
-            println!("  {fault}");
-        }
+    println!("seed {} violates invariant {}: {}", scenario.seed, violation.invariant, violation.text);
+    println!("shrinking its {} faults ...", scenario.faults.len());
+    let numbers = run::shrink(scenario, None, violation);
+    let scenario = scenario.only(&numbers);
+    for fault in &scenario.faults {
+        println!("  {fault}");
     }
     let list: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    let line = format!("{}:{}", kept.seed, list.join(","));
-    println!("to keep it, add this line to tests/sim/seeds:\n{line}");
-    one(&Kept { seed: kept.seed, faults: Some(numbers) }, None, 60);
+    println!("to run it again: --seed {}:{}", scenario.seed, list.join(","));
+    let kept = Kept { why: violation.text.clone(), variant: None, scenario: scenario.clone() };
+    if let Ok(line) = serde_json::to_string(&kept) {
+        println!("to keep it, add this line to tests/sim/seeds:\n{line}");
+    }
+    one(&scenario, None, 60);
     false
 }
 
 /// Runs one world; tells the end of its story if it fails.
-fn one(kept: &Kept, variant: Option<Variant>, tail: usize) -> bool {
-    let run = run::run(&kept.scenario(), variant, true);
+fn one(scenario: &Scenario, variant: Option<Variant>, tail: usize) -> bool {
+    let (run, seed) = (run::run(scenario, variant, true), scenario.seed);
     match &run.violation {
         None => {
-            println!("seed {}: all invariants held for {} steps", kept.seed, run.tally.steps);
+            println!("seed {seed}: all invariants held for {} steps", run.tally.steps);
             true
         }
         Some(violation) => {
             for line in &run.story[run.story.len().saturating_sub(tail)..] {
                 println!("  {line}");
             }
-            println!(
-                "seed {}: invariant {} at {:.3} s: {}",
-                kept.seed,
-                violation.invariant,
-                violation.at.as_secs_f64(),
-                violation.text
-            );
+            let at = violation.at.as_secs_f64();
+            println!("seed {seed}: invariant {} at {at:.3} s: {}", violation.invariant, violation.text);
             false
         }
     }
@@ -216,12 +220,15 @@ fn report(sum: &Sum, variants: &BTreeMap<Variant, Caught>, failed: usize, took: 
         })
         .collect();
     let report = serde_json::json!({
+        "controller": type_name::<Controller>(),
         "worlds": sum.worlds,
         "steps": sum.steps,
         "simulated_seconds": sum.time.as_secs(),
         "rotations": sum.rotations,
         "rekeys": sum.rekeys,
         "insisted": sum.insisted,
+        "switched_off": sum.quits,
+        "timed_worlds": sum.timed,
         "faults": sum.faults,
         "violations": failed,
         "variants": variants,

@@ -1,26 +1,28 @@
-//! What managers do: the product's `observe`, `decide` and `apply` in a shell as small as `manager/src/turn.rs` leaves
-//! it. Between any two steps of a turn it may be killed or stopped, and others may act.
+//! What managers do: the product's controller in a shell as small as `manager/src/driver.rs` leaves it. Between any two
+//! of its requests it may be killed or stopped, and others may act.
 
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use secureoverlay_common::{
     acknowledgement::Acknowledgement,
     node::NodeFacts,
-    phase::Phase,
     ring::{Ring, RingError},
-    rotation::{
-        AckTracker, Action, ClusterSnapshot, Evidence, Installation, RotationSchedule, Settings, apply,
-        decide,
-    },
+    rotation::{EnforcementGoal, Installation},
     suite::Suite,
-    uid::Uid,
+};
+use secureoverlay_manager_core::{
+    controller::{Controller, ControllerOptions, Now, Outcome, Request, Write},
+    rollout_mode::RolloutMode,
+    schedule::Schedule,
+    snapshot::{ClusterState, OperatorRequests, SecretSnapshot},
 };
 
 use crate::{
     Time,
-    api::{Change, Secret, What, Who},
+    api::{Change, What, Who},
+    fault::Scenario,
     variant::Variant,
-    world::{Break, Event, World},
+    world::{Event, Luck, World},
 };
 
 /// How often a manager looks though nothing has changed.
@@ -34,30 +36,46 @@ pub struct Manager {
     pub pid: u64,
     /// Stopped until then.
     pub stopped_until: Time,
+    /// Its lists show a minority of the Nodes until then.
+    pub hides_until: Time,
+    /// It has seen how many Nodes there are.
+    pub counted: bool,
     nodes: Option<BTreeMap<String, NodeFacts>>,
     said: Option<BTreeMap<String, Acknowledgement>>,
-    acknowledged: AckTracker,
-    remembered: Option<(Uid, Ring)>,
-    step: Step,
+    /// The decisions.
+    controller: Controller,
+    answer: Option<Answer>,
+    /// The ring that this evaluation has read, and the cluster that it has seen last.
+    pub(crate) seen: (Option<Ring>, ClusterState),
+    /// Something came while it was at work.
+    changed: bool,
+    /// How far its clock is ahead, where the variant has it so.
+    pub(crate) ahead: Duration,
     /// When it takes its next step.
     next: Time,
 }
 
-/// Where it is in a turn.
-#[derive(Clone)]
-enum Step {
-    Read,
-    Decide(Held),
-    LookAgain(Held),
-    Write(Held, Box<Ring>, Action, Vec<NodeFacts>),
+/// What a request came to, which arrives a little later.
+enum Answer {
+    Secret(SecretSnapshot),
+    DaemonSet(Installation),
+    Cluster(ClusterState),
+    Access,
+    /// What is written arrives a little later, and its result at once.
+    Write(Write),
 }
 
-/// The Secret as it was read.
-#[derive(Clone)]
-struct Held {
-    secret: Uid,
-    version: u64,
-    ring: Option<Ring>,
+fn options(scenario: &Scenario, hurried: bool) -> ControllerOptions {
+    ControllerOptions {
+        schedule: Schedule::Every(scenario.interval),
+        suite: Suite::Aes128Gcm8,
+        goal: EnforcementGoal::Auto,
+        mode: RolloutMode::Auto,
+        delay: scenario.timed.map_or(POLL, |delay| if hurried { delay / 60 } else { delay }),
+        limit: scenario.limit,
+        poll_interval: POLL,
+        startup_taint: true,
+    }
 }
 
 impl World {
@@ -68,16 +86,20 @@ impl World {
             alive: true,
             pid,
             stopped_until: Time::ZERO,
+            hides_until: Time::ZERO,
+            counted: false,
             nodes: None,
             said: None,
-            acknowledged: AckTracker::new(self.scenario.limit),
-            remembered: None,
-            step: Step::Read,
+            controller: Controller::new(options(&self.scenario, self.variant == Some(Variant::HurryTimed))),
+            answer: None,
+            seen: (None, ClusterState::default()),
+            changed: false,
+            ahead: Duration::ZERO,
             next: self.now,
         });
         self.tell(|| format!("manager {at} starts"));
         for what in [What::Nodes, What::Said] {
-            let pause = self.rng.millis(10, 500);
+            let pause = self.luck(Luck::Manager(at)).millis(10, 500);
             self.after(pause, Event::Connect(Who::Manager(at), what));
         }
         self.after(Duration::from_millis(600), Event::Manage(at, pid));
@@ -107,9 +129,10 @@ impl World {
             (Change::Said(name, None), _, Some(all)) => drop(all.remove(&name)),
             _ => {}
         }
-        // It wakes at once, unless it is in the middle of a turn.
-        if matches!(manager.step, Step::Read) {
-            self.manage_after(at, Duration::from_millis(100));
+        manager.changed = true;
+        if manager.answer.is_none() {
+            let pause = self.rest(at);
+            self.manage_after(at, pause);
         }
     }
 
@@ -123,7 +146,7 @@ impl World {
         }
     }
 
-    /// A step of a turn.
+    /// A step of an evaluation.
     pub fn manage(&mut self, at: usize, pid: u64) {
         let manager = &self.managers[at];
         if !manager.alive || manager.pid != pid {
@@ -135,203 +158,160 @@ impl World {
         if manager.next > self.now {
             return;
         }
-        let step = std::mem::replace(&mut self.managers[at].step, Step::Read);
-        let pause = match step {
-            Step::Read => self.read(at),
-            Step::Decide(held) => self.decide(at, held, false),
-            Step::LookAgain(held) => self.decide(at, held, true),
-            Step::Write(held, next, action, nodes) => self.write(at, &held, &next, action, &nodes),
+        let pause = match self.managers[at].answer.take() {
+            None => {
+                self.managers[at].controller.handle_timeout();
+                self.ask(at)
+            }
+            Some(answer) => self.hand_in(at, answer),
         };
-        // Who does not care what was written meanwhile is given a meanwhile.
+        // One that does not care what was written meanwhile is given a meanwhile.
         let slow = self.variant == Some(Variant::WriteUnconditionally);
-        let more = if slow { self.rng.millis(0, 15_000) } else { Duration::ZERO };
+        let more = if slow { self.luck(Luck::Manager(at)).millis(0, 15_000) } else { Duration::ZERO };
         self.manage_after(at, pause + more);
     }
 
-    fn read(&mut self, at: usize) -> Duration {
-        let Some((secret, version)) = &self.objects.secret else { return POLL };
-        let ring = match secret.document.as_deref().map(Ring::parse) {
-            None | Some(Err(RingError::Empty)) => None,
-            Some(Ok(ring)) => Some(ring),
-            Some(Err(_)) => return POLL,
+    /// The clocks of a manager.
+    fn clocks(&self, at: usize) -> Now {
+        Now { wall: self.wall(), monotonic: self.instant() + self.managers[at].ahead }
+    }
+
+    /// Carries out what the controller asks for; how long its answer takes.
+    fn ask(&mut self, at: usize) -> Duration {
+        let mut keys = self.luck(Luck::Keys).clone();
+        let request = self.managers[at].controller.poll_request(|bytes| {
+            keys.fill(bytes);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        *self.luck(Luck::Keys) = keys;
+        let Ok(request) = request;
+        let Some(request) = request else { return self.rest(at) };
+        let (answer, longest) = match request {
+            Request::ReadSecret => (self.secret().map(Answer::Secret), 50),
+            Request::ReadDaemonSet => (Some(Answer::DaemonSet(self.installation())), 50),
+            Request::CheckAccess => (Some(Answer::Access), 50),
+            Request::ReadCache => (self.cache(at).map(Answer::Cluster), 1),
+            Request::ListCluster => (Some(Answer::Cluster(self.list(at))), 200),
+            Request::Write(write) => (Some(Answer::Write(write)), 50),
         };
-        let held = Held { secret: secret.uid, version: *version, ring };
-        self.managers[at].step = Step::Decide(held);
-        self.rng.millis(1, 50)
+        if answer.is_none() {
+            self.managers[at].controller.handle_failure();
+            return Duration::from_secs(1);
+        }
+        self.managers[at].answer = answer;
+        self.luck(Luck::Manager(at)).millis(1, longest)
+    }
+
+    /// Hands in what the controller asked for, and goes on.
+    fn hand_in(&mut self, at: usize, answer: Answer) -> Duration {
+        let now = self.clocks(at);
+        match answer {
+            Answer::Secret(secret) => {
+                self.managers[at].seen.0 = secret.ring.as_ref().ok().cloned();
+                if self.managers[at].controller.handle_secret(secret, now).is_err() {
+                    return POLL;
+                }
+            }
+            Answer::DaemonSet(installation) => {
+                self.managers[at].controller.handle_daemon_set(installation, now);
+            }
+            Answer::Access => {
+                let granted = self.scenario.timed.is_none();
+                self.managers[at].controller.handle_access(granted, now);
+            }
+            Answer::Cluster(cluster) => {
+                self.managers[at].counted |= self.managers[at].hides_until <= self.now;
+                self.managers[at].seen.1 = cluster.clone();
+                let cluster = self.mistake(at, cluster);
+                self.managers[at].controller.handle_cluster(cluster, now);
+            }
+            Answer::Write(write) => {
+                let result = self.write(at, &write);
+                self.managers[at].controller.handle_written(result, now);
+            }
+        }
+        let pause = self.ask(at);
+        while let Some(node) = self.managers[at].controller.poll_taint_removal() {
+            self.remove_taint(&node);
+        }
+        while self.managers[at].controller.poll_notification().is_some() {}
+        pause
+    }
+
+    /// Until the controller's deadline, which comes sooner when something has changed.
+    fn rest(&mut self, at: usize) -> Duration {
+        let now = self.clocks(at).monotonic;
+        let manager = &mut self.managers[at];
+        if std::mem::take(&mut manager.changed) {
+            manager.controller.handle_change(now);
+        }
+        match (manager.controller.outcome().cloned(), manager.controller.poll_timeout()) {
+            (Some(Outcome::Conflict), _) => self.luck(Luck::Manager(at)).millis(200, 1000),
+            (_, Some(deadline)) => deadline.saturating_duration_since(now).max(Duration::from_millis(50)),
+            (Some(_), None) => Duration::from_millis(50),
+            (None, None) => Duration::from_secs(1),
+        }
+    }
+
+    fn secret(&self) -> Option<SecretSnapshot> {
+        let (secret, version) = self.objects.secret.as_ref()?;
+        let ring = secret.document.as_deref().map_or(Err(RingError::Empty), Ring::parse);
+        Some(SecretSnapshot {
+            uid: Some(secret.uid.as_str().to_owned()),
+            resource_version: Some(version.to_string()),
+            ring,
+            requests: OperatorRequests {
+                press_on: secret.requests.press_on || self.variant == Some(Variant::PressUnasked),
+                ..secret.requests
+            },
+        })
     }
 
     fn installation(&self) -> Installation {
         self.objects.daemon_set.map_or(Installation::Absent, |set| Installation::Present(set.uid))
     }
 
-    fn decide(&mut self, at: usize, held: Held, fresh: bool) -> Duration {
-        let (now, wall, installation) = (self.instant(), self.wall(), self.installation());
+    /// What the watches have brought, once they have.
+    fn cache(&self, at: usize) -> Option<ClusterState> {
         let manager = &self.managers[at];
-        let (nodes, mut said) = match (&manager.nodes, &manager.said) {
-            _ if fresh => (self.objects.nodes.values().cloned().collect(), self.objects.said()),
-            (Some(nodes), Some(said)) => (nodes.values().cloned().collect(), said.clone()),
-            _ => return Duration::from_secs(1),
-        };
-        let nodes: Vec<NodeFacts> = nodes;
-        let nodes: Vec<NodeFacts> = nodes.into_iter().map(|node| self.node_of(node)).collect();
-        let ring = held.ring.as_ref();
-        if let Some(variant) = self.variant {
-            variant.mishear(&mut said, &nodes, ring, &self.numbers);
-        }
-        let manager = &mut self.managers[at];
-        let snapshot = ClusterSnapshot { ring, nodes: &nodes, acks: &said, forced: false, probing: true };
-        let mut evidence = manager.acknowledged.observe(snapshot, now);
-        if let Some(variant) = self.variant {
-            variant.misjudge(&mut evidence, ring);
-        }
-        match ring {
-            Some(ring) => manager.remembered = Some((held.secret, ring.clone())),
-            None => {
-                let remembered = manager.remembered.take();
-                if let Some((_, lost)) = remembered.filter(|(secret, lost)| {
-                    let same = match installation {
-                        Installation::Unknown => true,
-                        Installation::Absent => false,
-                        Installation::Present(uid) => lost.installation.is_none_or(|other| other == uid),
-                    };
-                    same && *secret == held.secret
-                }) {
-                    manager.remembered = Some((held.secret, lost.clone()));
-                    let next = self.next_ring(Some(&lost), Action::Wait, installation, &evidence);
-                    self.managers[at].step = Step::Write(held, Box::new(next), Action::Wait, nodes);
-                    return self.rng.millis(1, 50);
-                }
-            }
-        }
-        let decision = decide(ring, installation, &evidence, wall, &self.settings());
-        match decision.action {
-            Action::Wait => decision.wake_in.min(POLL).max(Duration::from_millis(50)),
-            action if action.requires_fresh_list() && !fresh => {
-                self.managers[at].step = Step::LookAgain(held);
-                self.rng.millis(1, 200)
-            }
-            action => {
-                let next = self.next_ring(ring, action, installation, &evidence);
-                self.managers[at].step = Step::Write(held, Box::new(next), action, nodes);
-                self.rng.millis(1, 50)
-            }
-        }
+        let nodes = manager.nodes.as_ref()?.values().cloned().collect();
+        Some(self.snapshot(at, nodes, manager.said.clone()?))
     }
 
-    fn settings(&self) -> Settings {
-        let schedule = RotationSchedule::Every(self.scenario.interval);
-        Settings { schedule, suite: Suite::Aes128Gcm8, goal: self.goal }
+    fn list(&self, at: usize) -> ClusterState {
+        self.snapshot(at, self.objects.nodes.values().cloned().collect(), self.objects.said())
     }
 
-    fn next_ring(
-        &mut self,
-        ring: Option<&Ring>,
-        action: Action,
-        installation: Installation,
-        evidence: &Evidence,
-    ) -> Ring {
-        let (wall, settings) = (self.wall(), self.settings());
-        let fill = |bytes: &mut [u8]| {
-            self.manager_rng.fill(bytes);
-            Ok::<_, Infallible>(())
-        };
-        let Ok(next) = apply(ring, action, installation, evidence, wall, &settings, fill);
-        next
-    }
-
-    fn write(
-        &mut self,
+    fn snapshot(
+        &self,
         at: usize,
-        held: &Held,
-        next: &Ring,
-        action: Action,
-        nodes: &[NodeFacts],
-    ) -> Duration {
-        let again = self.rng.millis(200, 1000);
-        let Some((secret, version)) = &self.objects.secret else { return again };
-        let unconditional = self.variant == Some(Variant::WriteUnconditionally);
-        if (*version != held.version || secret.uid != held.secret) && !unconditional {
-            self.tell(|| format!("manager {at}: conflict"));
-            return again;
+        mut nodes: Vec<NodeFacts>,
+        acknowledgements: BTreeMap<String, Acknowledgement>,
+    ) -> ClusterState {
+        if self.managers[at].hides_until > self.now {
+            nodes.truncate(nodes.len().saturating_sub(1) / 2);
         }
-        let document = next.to_yaml().as_bytes().to_vec();
-        let uid = secret.uid;
-        let behind = self.left_behind(held.ring.as_ref(), action, nodes);
-        // Both may leave a ring behind that was made for another installation.
-        if !matches!(action, Action::Reset | Action::Bootstrap) {
-            self.check_drop(next, nodes, &behind);
-        }
-        if action == Action::ENFORCE {
-            self.check_insist(nodes);
-        }
-        let before = self.history.last().cloned();
-        let version = self.write_secret(Some(Secret { uid, document: Some(document) }));
-        for machine in behind {
-            self.machines[machine].left_behind = Some(version);
-        }
-        match action {
-            Action::Bootstrap => self.note_break(version, Break::Lost, before.as_deref()),
-            Action::Reset => self.note_break(version, Break::Reset, before.as_deref()),
-            Action::RemoveRetired => self.tally.rotations += 1,
-            Action::Rekey => {
-                self.tally.rekeys += 1;
-                let now = self.instant();
-                self.managers[at].acknowledged.rekeyed(now);
-            }
-            Action::Activate => {
-                let active = next.active().map(|active| (active.uid, (active.incarnations.clone(), version)));
-                self.activated.extend(active);
-            }
-            Action::ENFORCE => self.tally.insisted += 1,
-            Action::Wait
-            | Action::Stage
-            | Action::Pend
-            | Action::SetEnforcement(_)
-            | Action::StopSending
-            | Action::Disable => {}
-        }
-        self.tell(|| format!("manager {at}: {action:?}, revision {} is {}", next.revision, roles(next)));
-        Duration::from_millis(50)
+        let nodes = nodes.into_iter().map(|node| self.node_of(node)).collect();
+        let tainted = self.machines.iter().filter(|machine| machine.tainted);
+        let tainted = tainted.map(|machine| machine.name.clone()).collect();
+        ClusterState { nodes, acknowledgements, awaited: BTreeMap::new(), tainted }
     }
 
-    /// Machines that a write goes on without, and may: excluded, or not ready for as long as the limit says.
-    fn left_behind(&self, ring: Option<&Ring>, action: Action, nodes: &[NodeFacts]) -> Vec<usize> {
-        let phase = Phase::of(ring);
-        let awaited = match action {
-            Action::Activate => phase.staged(),
-            Action::RemoveRetired => phase.retiring(),
-            _ => return Vec::new(),
-        };
-        let waited = awaited.is_some_and(|generation| {
-            let since = self.roles.get(&(generation.uid, generation.role)).copied().unwrap_or(self.now);
-            self.now - since >= self.scenario.limit
-        });
-        // One to which nobody encrypts, and that nobody hears.
-        let mute = |node: &NodeFacts| {
-            let pending = ring.zip(node.uid).is_some_and(|(ring, uid)| ring.pending.contains(&uid));
-            let said = self.objects.said();
-            let heard = said.get(&node.name);
-            pending && heard.is_none_or(|said| node.uid != Some(said.node) || node.boot != Some(said.boot))
-        };
-        // One that takes no part, and may again before it has heard of this.
-        let behind = |node: &NodeFacts| node.excluded || (waited && (!node.ready || mute(node)));
-        let machines = self.machines.iter().enumerate();
-        let behind = machines
-            .filter(|(_, machine)| nodes.iter().any(|node| node.name == machine.name && behind(node)));
-        behind.map(|(at, _)| at).collect()
+    /// What this world's variant takes a snapshot for.
+    fn mistake(&mut self, at: usize, mut cluster: ClusterState) -> ClusterState {
+        if let Some(variant) = self.variant {
+            let all: Vec<NodeFacts> =
+                self.objects.nodes.values().cloned().map(|node| self.node_of(node)).collect();
+            let manager = &mut self.managers[at];
+            variant.mishear(&mut cluster, manager.seen.0.as_ref(), &self.numbers, &all);
+            manager.ahead += variant.hurries(&cluster, manager.seen.0.as_ref());
+        }
+        cluster
     }
-}
 
-/// The generations and their roles, for the story.
-#[must_use]
-pub fn roles(ring: &Ring) -> String {
-    let text: Vec<String> = ring
-        .generations
-        .iter()
-        .map(|generation| {
-            let incarnations: Vec<u32> = generation.incarnations.values().copied().collect();
-            format!("{} {:?} {incarnations:?}", generation.id, generation.role)
-        })
-        .collect();
-    format!("[{}]", text.join(", "))
+    fn remove_taint(&mut self, node: &str) {
+        if let Some(machine) = self.machines.iter_mut().find(|machine| machine.name == node) {
+            machine.tainted = false;
+        }
+    }
 }

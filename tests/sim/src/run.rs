@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use secureoverlay_common::rotation::EnforcementGoal;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     fault::Scenario,
@@ -59,7 +59,6 @@ fn live(world: &mut World) {
         return;
     }
     world.end_faults();
-    world.goal = EnforcementGoal::Auto;
     let (rotations, end) = (world.tally.rotations, world.now + SETTLING + 3 * world.scenario.interval);
     let mut looked = world.now;
     while world.violation.is_none() && world.step(end) {
@@ -108,52 +107,38 @@ pub fn shrink(scenario: &Scenario, variant: Option<Variant>, violation: &Violati
     }
 }
 
-/// A seed, and which of its faults; all where nothing is said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A world that is kept: everything that was decided before it began, so that later faults and draws leave it as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// The seed.
-    pub seed: u64,
-    /// Numbers of its faults.
-    pub faults: Option<Vec<usize>>,
+    /// What it shows.
+    pub why: String,
+    /// The wrong variant that shows itself in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<Variant>,
+    /// Where it comes from.
+    pub scenario: Scenario,
 }
 
-impl Kept {
-    /// Its scenario.
-    #[must_use]
-    pub fn scenario(&self) -> Scenario {
-        let scenario = Scenario::new(self.seed);
-        match &self.faults {
-            Some(keep) => scenario.only(keep),
-            None => scenario,
-        }
-    }
-}
-
-/// Reads the file of kept seeds: `SEED` or `SEED:FAULT,FAULT,…` a line, and comments after `#`.
+/// Reads the file of kept worlds: one in JSON a line, and lines of comments that begin with `#`.
 ///
 /// # Errors
 /// The line that is none.
 pub fn kept(text: &str) -> Result<Vec<Kept>, String> {
-    let line = |line: &str| {
-        let text = line.split('#').next().unwrap_or_default().trim();
-        let (seed, faults) = text.split_once(':').map_or((text, None), |(seed, faults)| (seed, Some(faults)));
-        let numbers = |text: &str| {
-            let numbers = text.split(',').map(str::trim).filter(|number| !number.is_empty());
-            numbers.map(str::parse).collect::<Result<Vec<usize>, _>>().ok()
-        };
-        let seed = seed.trim().parse().ok()?;
-        Some(Kept {
-            seed,
-            faults: match faults {
-                Some(faults) => Some(numbers(faults)?),
-                None => None,
-            },
-        })
-    };
-    text.lines()
-        .filter(|text| !text.split('#').next().unwrap_or_default().trim().is_empty())
-        .map(|text| line(text).ok_or_else(|| format!("not a kept seed: {text}")))
+    let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| serde_json::from_str(line).map_err(|error| format!("not a kept world: {error}: {line}")))
         .collect()
+}
+
+/// The scenario of a seed, `SEED`, or with some of its faults, `SEED:FAULT,FAULT,…`.
+#[must_use]
+pub fn named(text: &str) -> Option<Scenario> {
+    let (seed, faults) = text.split_once(':').map_or((text, None), |(seed, faults)| (seed, Some(faults)));
+    let scenario = Scenario::new(seed.trim().parse().ok()?);
+    let Some(faults) = faults else { return Some(scenario) };
+    let numbers = faults.split(',').map(str::trim).filter(|number| !number.is_empty());
+    let keep = numbers.map(str::parse).collect::<Result<Vec<usize>, _>>().ok()?;
+    Some(scenario.only(&keep))
 }
 
 /// A variant that was caught, or was not.
@@ -165,14 +150,15 @@ pub struct Caught {
     pub violation: Option<Violation>,
 }
 
-/// Looks for a seed with which a variant shows itself, and which holds without it: the one that did last, then from the
-/// `first` on.
+/// Looks for a world in which a variant shows itself, and which holds without it: among those `kept` for it, then from
+/// the seed `first` on.
 #[must_use]
-pub fn catch(variant: Variant, first: u64, worlds: u64) -> Caught {
+pub fn catch(variant: Variant, kept: &[Kept], first: u64, worlds: u64) -> Caught {
     let mut tried = 0;
-    for seed in variant.caught_by().into_iter().chain(first..first.saturating_add(worlds)) {
+    let kept = kept.iter().filter(|kept| kept.variant == Some(variant)).map(|kept| kept.scenario.clone());
+    let seeds = first..first.saturating_add(worlds);
+    for scenario in kept.chain(seeds.map(|seed| Scenario::provoking(seed, variant))) {
         tried += 1;
-        let scenario = Scenario::provoking(seed, variant);
         let wrong = run(&scenario, Some(variant), false).violation;
         if wrong.is_some() && run(&scenario, None, false).violation.is_none() {
             return Caught { worlds: tried, violation: wrong };
@@ -196,6 +182,10 @@ pub struct Sum {
     pub rekeys: u64,
     /// Writes that turned plaintext away.
     pub insisted: u64,
+    /// Rings that were emptied because nothing was to be encrypted.
+    pub quits: u64,
+    /// Worlds in which time decided.
+    pub timed: u64,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
 }
@@ -209,6 +199,8 @@ impl Sum {
         self.rotations += tally.rotations;
         self.rekeys += tally.rekeys;
         self.insisted += tally.insisted;
+        self.quits += tally.quits;
+        self.timed += u64::from(tally.timed);
         for (kind, count) in &tally.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }

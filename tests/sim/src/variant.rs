@@ -2,19 +2,24 @@
 //!
 //! All of them live in the simulator's own shells around the product's code; the product has no switch for them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use secureoverlay_common::{
     acknowledgement::Acknowledgement,
     node::NodeFacts,
     phase::Phase,
-    ring::{Ring, Role},
-    rotation::{Evidence, Readiness},
+    ring::{Enforcement, Ring, Role},
+    rotation::evidence::acks::DRAIN,
     uid::Uid,
 };
+use secureoverlay_manager_core::snapshot::ClusterState;
+use serde::{Deserialize, Serialize};
 
 /// A mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Variant {
     /// The manager activates what nobody has acknowledged.
     ActivateUnacknowledged,
@@ -40,11 +45,19 @@ pub enum Variant {
     AcknowledgeEarly,
     /// The manager insists though nodes send in the clear.
     InsistUnacknowledged,
+    /// The manager does not notice that its lists show a minority of the Nodes.
+    BelieveMissingNodes,
+    /// The manager leaves nodes behind that it was not told to.
+    PressUnasked,
+    /// The manager empties the ring while nodes encrypt.
+    QuitUnsilenced,
+    /// The manager gives nodes that say nothing less time than they need.
+    HurryTimed,
 }
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::ActivateUnacknowledged,
         Self::CountFormerBoots,
         Self::KnowByNumber,
@@ -57,25 +70,32 @@ impl Variant {
         Self::RecreateLost,
         Self::AcknowledgeEarly,
         Self::InsistUnacknowledged,
+        Self::BelieveMissingNodes,
+        Self::PressUnasked,
+        Self::QuitUnsilenced,
+        Self::HurryTimed,
     ];
 
-    /// What this manager takes the acknowledgements for. `numbers`: those of all generations that ever were.
+    /// What this manager takes a snapshot for. `numbers`: those of all generations that ever were; `all`: the Nodes that
+    /// there are.
     pub fn mishear(
         self,
-        said: &mut BTreeMap<String, Acknowledgement>,
-        nodes: &[NodeFacts],
+        cluster: &mut ClusterState,
         ring: Option<&Ring>,
         numbers: &BTreeMap<Uid, u64>,
+        all: &[NodeFacts],
     ) {
-        match self {
-            Self::CountFormerBoots => {
-                for node in nodes {
+        let said = &mut cluster.acknowledgements;
+        let with_role = |role| ring.and_then(|ring| ring.with_role(role));
+        match (self, with_role(Role::Retiring), with_role(Role::Active), with_role(Role::Staged)) {
+            (Self::CountFormerBoots, ..) => {
+                for node in &cluster.nodes {
                     if let (Some(said), Some(boot)) = (said.get_mut(&node.name), node.boot) {
                         said.boot = boot;
                     }
                 }
             }
-            Self::KnowByNumber => {
+            (Self::KnowByNumber, ..) => {
                 let same = |uid: &Uid| {
                     let number = numbers.get(uid)?;
                     ring?.generations.iter().find(|generation| generation.id == *number)
@@ -88,16 +108,43 @@ impl Variant {
                     said.newest = 0;
                 }
             }
+            (Self::ActivateUnacknowledged, _, _, Some(staged)) => pretend(cluster, ring, |said| {
+                said.receives.insert(staged.uid, staged.incarnations.clone());
+                said.unreachable.get_or_insert_default();
+            }),
+            (Self::InsistUnacknowledged, None, Some(active), None) => pretend(cluster, ring, |said| {
+                said.receives.insert(active.uid, active.incarnations.clone());
+                (said.sends, said.encrypts) = (Some(active.uid), true);
+                said.revision = ring.map_or(0, |ring| ring.revision);
+                said.unreachable = Some(BTreeSet::new());
+            }),
+            (Self::DropUnswitched, Some(_), Some(active), _) => {
+                pretend(cluster, ring, |said| said.sends = Some(active.uid));
+            }
+            (Self::QuitUnsilenced, Some(_), None, None) => pretend(cluster, ring, |said| {
+                (said.sends, said.silent) = (None, true);
+                said.revision = ring.map_or(0, |ring| ring.revision);
+            }),
+            (Self::BelieveMissingNodes, ..) => {
+                let missing = |node: &&NodeFacts| cluster.nodes.iter().all(|other| other.name != node.name);
+                let missing: Vec<NodeFacts> = all.iter().filter(missing).cloned().collect();
+                cluster.nodes.extend(missing.into_iter().map(|node| NodeFacts { excluded: true, ..node }));
+            }
             _ => {}
         }
     }
 
-    /// A seed that is known to show it, of those that few do.
+    /// How far this manager's clock jumps ahead when it sees that: over the drain.
     #[must_use]
-    pub const fn caught_by(self) -> Option<u64> {
-        match self {
-            Self::CountFormerBoots => Some(53),
-            _ => None,
+    pub fn hurries(self, cluster: &ClusterState, ring: Option<&Ring>) -> Duration {
+        let with_role = |role| ring.and_then(|ring| ring.with_role(role));
+        match (self, with_role(Role::Retiring), with_role(Role::Active)) {
+            (Self::DropUndrained, Some(_), Some(active))
+                if cluster.acknowledgements.values().all(|said| said.sends == Some(active.uid)) =>
+            {
+                DRAIN
+            }
+            _ => Duration::ZERO,
         }
     }
 
@@ -113,19 +160,29 @@ impl Variant {
         }
         Some(ring)
     }
+}
 
-    /// What this manager takes the evidence for.
-    pub fn misjudge(self, evidence: &mut Evidence, ring: Option<&Ring>) {
-        match self {
-            Self::ActivateUnacknowledged => evidence.staged_acked = Readiness::Ready,
-            Self::InsistUnacknowledged => evidence.can_enforce = Readiness::Ready,
-            Self::DropUnswitched => evidence.drained = Readiness::Ready,
-            Self::DropUndrained if Phase::of(ring).retiring().is_some() => {
-                if matches!(evidence.drained, Readiness::After(_)) {
-                    evidence.drained = Readiness::Ready;
-                }
-            }
-            _ => {}
-        }
+/// Makes every node say something, even those that say nothing.
+fn pretend(cluster: &mut ClusterState, ring: Option<&Ring>, edit: impl Fn(&mut Acknowledgement)) {
+    for node in &cluster.nodes {
+        let (Some(uid), Some(boot)) = (node.uid, node.boot) else { continue };
+        let nothing = Acknowledgement {
+            node: uid,
+            boot,
+            installation: ring.and_then(|ring| ring.installation),
+            receives: BTreeMap::new(),
+            sends: None,
+            silent: false,
+            revision: 0,
+            encrypts: false,
+            burnt: BTreeMap::new(),
+            spent: BTreeSet::new(),
+            newest: 0,
+            enforcement: Enforcement::Permissive,
+            obstacles: BTreeSet::new(),
+            unreachable: None,
+            oversized: false,
+        };
+        edit(cluster.acknowledgements.entry(node.name.clone()).or_insert(nothing));
     }
 }

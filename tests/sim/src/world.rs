@@ -17,7 +17,7 @@ use secureoverlay_common::{
     node::NodeFacts,
     phase::Phase,
     ring::{Generation, Ring, Role},
-    rotation::{EnforcementGoal, Incarnations},
+    rotation::Incarnations,
     uid::Uid,
     wire::End,
 };
@@ -99,6 +99,40 @@ impl Violation {
     }
 }
 
+/// What draws numbers, each from a stream of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Luck {
+    /// UIDs.
+    Identities,
+    /// Keys that managers make.
+    Keys,
+    /// Faults that are of no single machine.
+    Faults,
+    /// The garbage collector.
+    Collector,
+    /// A manager's delays.
+    Manager(usize),
+    /// What happens to a machine.
+    Machine(usize),
+    /// A watch connection.
+    Watch(Who, What),
+}
+
+impl Luck {
+    const fn purpose(self) -> u64 {
+        match self {
+            Self::Identities => 2,
+            Self::Keys => 3,
+            Self::Faults => 6,
+            Self::Collector => 7,
+            Self::Manager(at) => 1 << 20 | at as u64,
+            Self::Machine(at) => 2 << 20 | at as u64,
+            Self::Watch(Who::Manager(at), what) => 3 << 20 | (at as u64) << 2 | what as u64,
+            Self::Watch(Who::Agent(at), what) => 4 << 20 | (at as u64) << 2 | what as u64,
+        }
+    }
+}
+
 /// A point in the history of the Secret where what nodes know stops being in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
@@ -135,6 +169,10 @@ pub struct Tally {
     pub rekeys: u64,
     /// Writes that turned plaintext away.
     pub insisted: u64,
+    /// Rings that were emptied because nothing was to be encrypted.
+    pub quits: u64,
+    /// Time decides.
+    pub timed: bool,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
 }
@@ -145,8 +183,6 @@ pub struct World {
     pub scenario: Scenario,
     /// The mistake in it.
     pub variant: Option<Variant>,
-    /// How far encryption is to be insisted on.
-    pub goal: EnforcementGoal,
     /// Virtual time.
     pub now: Time,
     /// The manager's wall clock is ahead of it by so many seconds.
@@ -183,10 +219,7 @@ pub struct World {
     pub tally: Tally,
     /// No more faults.
     pub calm: bool,
-    /// Luck of faults and of the API.
-    pub rng: Rng,
-    /// Luck of managers, keys included.
-    pub manager_rng: Rng,
+    lucks: BTreeMap<Luck, Rng>,
     /// What happened lately, if somebody wants to read it.
     pub story: Option<Vec<String>>,
     pub(crate) keys: Rc<RefCell<Keys>>,
@@ -246,7 +279,6 @@ impl World {
         let mut world = Self {
             scenario: scenario.clone(),
             variant,
-            goal: EnforcementGoal::Auto,
             now: Time::ZERO,
             clock: 0,
             objects: Objects::default(),
@@ -263,10 +295,9 @@ impl World {
             understood: BTreeMap::new(),
             unmanaged: (Time::ZERO, false),
             violation: None,
-            tally: Tally::default(),
+            tally: Tally { timed: scenario.timed.is_some(), ..Tally::default() },
             calm: false,
-            rng: Rng::new(scenario.seed, 2),
-            manager_rng: Rng::new(scenario.seed, 3),
+            lucks: BTreeMap::new(),
             story: story.then(Vec::new),
             keys: Rc::default(),
             base: Instant::now(),
@@ -281,7 +312,7 @@ impl World {
 
     fn begin(&mut self) -> std::io::Result<()> {
         let uid = self.uid();
-        self.objects.secret = Some((Secret { uid, document: None }, 0));
+        self.objects.secret = Some((Secret::new(uid, None), 0));
         let uid = self.uid();
         self.objects.daemon_set = Some(DaemonSet { uid, orphaning: false });
         for _ in 0..self.scenario.machines {
@@ -308,10 +339,16 @@ impl World {
         start.checked_add(passed + SignedDuration::from_secs(self.clock)).unwrap_or(start)
     }
 
+    /// The stream of luck of one decision point. What one process does differently disturbs the luck of no other.
+    pub fn luck(&mut self, luck: Luck) -> &mut Rng {
+        let seed = self.scenario.seed;
+        self.lucks.entry(luck).or_insert_with(|| Rng::new(seed, luck.purpose()))
+    }
+
     /// A new identity.
     pub fn uid(&mut self) -> Uid {
         let mut bytes = [0; 16];
-        self.rng.fill(&mut bytes);
+        self.luck(Luck::Identities).fill(&mut bytes);
         Uid::from_random(bytes)
     }
 
@@ -396,20 +433,21 @@ impl World {
             .map(|((who, _), _)| *who)
             .collect();
         for who in watchers {
-            if !self.calm && self.rng.permille(self.scenario.broken) {
+            let (broken, duplicated) = (self.scenario.broken, self.scenario.duplicated);
+            if !self.calm && self.luck(Luck::Watch(who, what)).permille(broken) {
                 self.lose(who, what);
                 continue;
             }
             self.push(who, what, change.clone());
-            if self.rng.permille(self.scenario.duplicated) {
+            if self.luck(Luck::Watch(who, what)).permille(duplicated) {
                 self.push(who, what, change.clone());
             }
         }
     }
 
     fn push(&mut self, who: Who, what: What, change: Change) {
-        let late = self.rng.permille(30);
-        let delay = if late { self.rng.millis(500, 20_000) } else { self.rng.millis(1, 300) };
+        let luck = self.luck(Luck::Watch(who, what));
+        let delay = if luck.permille(30) { luck.millis(500, 20_000) } else { luck.millis(1, 300) };
         let Some(stream) = self.streams.get_mut(&(who, what)) else { return };
         stream.last = stream.last.max(self.now + delay);
         stream.queue.push_back(change);
@@ -420,7 +458,7 @@ impl World {
     /// A watch connection breaks; it is made again after a while.
     pub fn lose(&mut self, who: Who, what: What) {
         self.streams.entry((who, what)).or_default().cut();
-        let pause = self.rng.millis(200, 8000);
+        let pause = self.luck(Luck::Watch(who, what)).millis(200, 8000);
         self.after(pause, Event::Connect(who, what));
     }
 
@@ -435,7 +473,7 @@ impl World {
         if let Who::Agent(at) = who
             && self.machines[at].partitioned
         {
-            let pause = self.rng.millis(1000, 5000);
+            let pause = self.luck(Luck::Watch(who, what)).millis(1000, 5000);
             return self.after(pause, Event::Connect(who, what));
         }
         self.streams.entry((who, what)).or_default().up = true;
@@ -527,7 +565,7 @@ impl World {
 
     /// The garbage collector will look.
     pub fn collect_later(&mut self, name: String) {
-        let pause = self.rng.millis(500, 20_000);
+        let pause = self.luck(Luck::Collector).millis(500, 20_000);
         self.after(pause, Event::Collect(name));
     }
 
@@ -550,7 +588,7 @@ impl World {
         let name = format!("node-{}", at + 1);
         let boot = self.uid();
         let rng = Rng::new(self.scenario.seed, 100 + at as u64);
-        let tables = self.boot_kernel(addr);
+        let tables = self.boot_kernel(at, addr);
         let journal = self.place_for_journal(boot)?;
         self.machines.push(Machine {
             name,
@@ -578,10 +616,12 @@ impl World {
             flushed: false,
             left_behind: None,
             sends_since: BTreeMap::new(),
+            tainted: true,
+            hindered_until: self.now,
             rng,
         });
         self.register(at);
-        let pause = self.rng.millis(500, 15_000);
+        let pause = self.luck(Luck::Machine(at)).millis(500, 15_000);
         self.after(pause, Event::Heal(Heal::Agent(at)));
         Ok(())
     }
@@ -609,8 +649,8 @@ impl World {
     }
 
     /// A kernel that has just booted.
-    pub fn boot_kernel(&mut self, addr: std::net::IpAddr) -> Rc<RefCell<Tables>> {
-        let rng = Rng::new(self.rng.draw(), 4);
+    pub fn boot_kernel(&mut self, at: usize, addr: std::net::IpAddr) -> Rc<RefCell<Tables>> {
+        let rng = Rng::new(self.luck(Luck::Machine(at)).draw(), 4);
         Rc::new(RefCell::new(Tables::new(addr, self.keys.clone(), rng)))
     }
 

@@ -13,7 +13,7 @@ const WORLDS: u64 = 60;
 #[test]
 fn a_wrong_variant_is_caught() {
     let variant = Variant::ActivateUnacknowledged;
-    let caught = run::catch(variant, 1, WORLDS);
+    let caught = run::catch(variant, &[], 1, WORLDS);
     assert!(caught.violation.is_some(), "{variant:?} was not caught in {WORLDS} worlds");
 }
 
@@ -36,10 +36,24 @@ fn a_failure_is_shrunk_to_what_matters() {
 }
 
 #[test]
-fn seeds_are_kept_in_lines() {
-    let text = "# why\n12 # a whole world\n7:3, 5\n9:\n";
-    let expected = [(12, None), (7, Some(vec![3, 5])), (9, Some(vec![]))];
-    assert_eq!(run::kept(text).unwrap(), expected.map(|(seed, faults)| Kept { seed, faults }));
-    assert!(run::kept("twelve").is_err() && run::kept("7:x").is_err());
-    run::kept(include_str!("../seeds")).unwrap();
+fn a_kept_world_is_the_same_whatever_is_drawn_for_its_seed() {
+    let scenario = Scenario::provoking(3, Variant::BelieveMissingNodes);
+    let kept = Kept { why: "a test".into(), variant: Some(Variant::BelieveMissingNodes), scenario };
+    let text = format!("# comment\n{}\n\n", serde_json::to_string(&kept).unwrap());
+    assert_eq!(run::kept(&text).unwrap(), [kept]);
+    assert!(run::kept("12").unwrap_err().contains("not a kept world"));
+    let scenario = run::named("7:3, 5").unwrap();
+    assert_eq!(scenario.faults, [3, 5].map(|at| Scenario::new(7).faults[at]));
+    assert!(run::named("twelve").is_none() && run::named("7:x").is_none());
+}
+
+#[test]
+fn a_kept_world_shows_what_it_was_kept_for() {
+    for kept in run::kept(include_str!("../seeds")).unwrap() {
+        let held = run::run(&kept.scenario, None, false).violation;
+        assert_eq!(held, None, "{}", kept.why);
+        if let Some(variant) = kept.variant {
+            assert!(run::run(&kept.scenario, Some(variant), false).violation.is_some(), "{}", kept.why);
+        }
+    }
 }

@@ -8,12 +8,16 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use rand::{TryRng, rngs::SysRng};
 use secureoverlay_common::{ring::Role, rotation::EnforcementGoal, suite::Suite};
 use secureoverlay_manager::{
-    cluster::Cluster,
+    cluster_cache::ClusterCache,
+    driver::{Driver, Random, ReconcileError},
     metrics::Metrics,
-    notices::{self, Notice, Reason},
+    outbox::{self, Notice},
+};
+use secureoverlay_manager_core::{
+    controller::{ControllerOptions, Now, Outcome},
+    notification::EventReason,
+    rollout_mode::RolloutMode,
     schedule::Schedule,
-    source::Acknowledgements,
-    turn::{Manager, Now, Options, Outcome, TurnError},
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -25,9 +29,9 @@ pub const LIMIT: Duration = Duration::from_secs(3600);
 
 pub struct Bench {
     pub fake: Fake,
-    pub manager: Manager,
+    pub driver: Driver,
     pub now: Now,
-    pub cluster: Cluster,
+    pub cluster: ClusterCache,
     notices: Receiver<Notice>,
     registry: Registry,
 }
@@ -40,16 +44,28 @@ impl Bench {
 
     pub fn with(fake: &Fake, options: Options) -> Self {
         let now = Now { wall: "2026-11-20T03:00:00Z".parse().unwrap(), monotonic: Instant::now() };
-        let (cluster, (outbox, notices)) = (Cluster::default(), notices::queue());
+        let (cluster, (outbox, notices)) = (ClusterCache::default(), outbox::queue());
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let manager = Manager::new(fake.client(), options, metrics, cluster.clone(), outbox);
-        Self { fake: fake.clone(), manager, now, cluster, notices, registry }
+        let Options { schedule, goal, mode, startup_taint, random } = options;
+        let options = ControllerOptions {
+            schedule,
+            suite: Suite::Aes128Gcm8,
+            goal,
+            mode,
+            delay: DELAY,
+            limit: LIMIT,
+            poll_interval: Duration::from_secs(2),
+            startup_taint: startup_taint.is_some(),
+        };
+        let client = fake.client();
+        let driver = Driver::new(client, options, startup_taint, random, metrics, cluster.clone(), outbox);
+        Self { fake: fake.clone(), driver, now, cluster, notices, registry }
     }
 
-    pub async fn turn(&mut self) -> Result<Outcome, TurnError> {
+    pub async fn turn(&mut self) -> Result<Outcome, ReconcileError> {
         let now = self.now;
-        self.manager.turn(|| now).await
+        self.driver.reconcile(|| now).await
     }
 
     pub fn advance(&mut self, by: Duration) {
@@ -103,23 +119,30 @@ impl Bench {
     }
 
     /// The Events among it.
-    pub fn events(&mut self) -> Vec<Reason> {
+    pub fn events(&mut self) -> Vec<EventReason> {
         let reason = |notice| match notice {
             Notice::Event { reason, .. } => Some(reason),
-            Notice::Awaited { .. } | Notice::Lift { .. } => None,
+            Notice::Awaited { .. } | Notice::RemoveTaint { .. } => None,
         };
         self.told().into_iter().filter_map(reason).collect()
     }
 }
 
+/// What tests change.
+pub struct Options {
+    pub schedule: Schedule,
+    pub goal: EnforcementGoal,
+    pub mode: RolloutMode,
+    /// Its key.
+    pub startup_taint: Option<String>,
+    pub random: Random,
+}
+
 pub fn options() -> Options {
     Options {
         schedule: Schedule::Every(INTERVAL),
-        suite: Suite::Aes128Gcm8,
         goal: EnforcementGoal::Permissive,
-        acknowledgements: Acknowledgements::Auto,
-        delay: DELAY,
-        limit: LIMIT,
+        mode: RolloutMode::Auto,
         startup_taint: None,
         random: |bytes| SysRng.try_fill_bytes(bytes),
     }

@@ -13,13 +13,13 @@ use secureoverlay_common::{
     },
     uid::Uid,
 };
-use secureoverlay_manager::turn::{Options, Outcome};
+use secureoverlay_manager_core::controller::Outcome;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     Fake,
-    bench::{Bench, INTERVAL, options},
+    bench::{Bench, INTERVAL, Options, options},
 };
 
 /// How long nobody is told of a wait.

@@ -16,6 +16,7 @@ use kube::{
 };
 use secureoverlay_common::names::{NAMESPACE, SECRET};
 use secureoverlay_daemon::{client::describe, node_encryption::NodeEncryption};
+use secureoverlay_manager_core::notification::EventReason;
 use serde_json::json;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -27,57 +28,13 @@ const QUEUE: usize = 10_000;
 const NOTE: usize = 1000;
 const COMPONENT: &str = "ucp-secureoverlay-mgr";
 
-/// What happened, as `kubectl get events` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// A generation was made.
-    RotationStarted,
-    /// Nodes send with a new generation.
-    KeyActivated,
-    /// The old generation is gone.
-    RotationCompleted,
-    /// Nodes are awaited.
-    RotationWaiting,
-    /// Nodes are awaited for longer than unreachable ones would be.
-    RotationStalled,
-    /// The Secret holds something that is no ring.
-    RingUnreadable,
-    /// The Secret was emptied, and holds the ring again.
-    RingRestored,
-    /// Nodes got new incarnations.
-    NodesRekeyed,
-    /// Peers do not encrypt to some nodes yet.
-    NodesPending,
-    /// Plaintext is turned away from now on.
-    Enforcing,
-    /// Plaintext is accepted again.
-    Relented,
-    /// Nobody is to encrypt any more.
-    SwitchingOff,
-    /// Nothing is encrypted any more.
-    SwitchedOff,
-    /// Nodes are awaited before encryption is insisted on, or before it is off.
-    EnforcementWaiting,
-    /// The same for longer than unreachable ones would be.
-    EnforcementStalled,
-}
-
-impl Reason {
-    const fn is_a_warning(self) -> bool {
-        matches!(
-            self,
-            Self::RotationStalled | Self::EnforcementStalled | Self::RingUnreadable | Self::RingRestored
-        )
-    }
-}
-
 /// One thing to tell. Never holds a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// An Event about the Secret.
     Event {
         /// What happened.
-        reason: Reason,
+        reason: EventReason,
         /// In a sentence.
         note: String,
         /// UID of the Secret.
@@ -91,7 +48,7 @@ pub enum Notice {
         what: Option<String>,
     },
     /// A node encrypts: the start-up taint is to go.
-    Lift {
+    RemoveTaint {
         /// The node's name.
         node: String,
         /// The taint's key.
@@ -105,7 +62,7 @@ impl Notice {
         match self {
             Self::Event { .. } => "cannot write Events; rotations go on",
             Self::Awaited { .. } => "cannot write the status of nodes; rotations go on",
-            Self::Lift { .. } => {
+            Self::RemoveTaint { .. } => {
                 "cannot remove the start-up taint, and pods stay off the node: may the manager get and patch Nodes, as \
                  manifests/startup-taint.yaml lets it?"
             }
@@ -138,7 +95,7 @@ pub async fn deliver(client: Client, mut notices: Receiver<Notice>) {
     let mut failing = BTreeSet::new();
     while let Some(notice) = notices.recv().await {
         let failure = notice.failure();
-        let asked_for = matches!(notice, Notice::Lift { .. });
+        let asked_for = matches!(notice, Notice::RemoveTaint { .. });
         match send(&client, notice).await {
             Ok(()) => {
                 failing.remove(failure);
@@ -165,7 +122,7 @@ async fn send(client: &Client, notice: Notice) -> Result<(), kube::Error> {
             let events = Api::<Event>::namespaced(client.clone(), NAMESPACE);
             events.create(&PostParams::default(), &event).await.map(drop)
         }
-        Notice::Lift { node, key } => return taint::lift(client, &node, &key).await,
+        Notice::RemoveTaint { node, key } => return taint::remove(client, &node, &key).await,
         Notice::Awaited { node, what } => {
             let patch = Patch::Merge(json!({"status": {"awaited": what}}));
             let encryptions = Api::<NodeEncryption>::all(client.clone());
@@ -185,7 +142,7 @@ async fn send(client: &Client, notice: Notice) -> Result<(), kube::Error> {
     }
 }
 
-fn event(reason: Reason, mut note: String, secret: Option<String>) -> Event {
+fn event(reason: EventReason, mut note: String, secret: Option<String>) -> Event {
     if note.len() > NOTE {
         note.truncate((0..=NOTE).rfind(|at| note.is_char_boundary(*at)).unwrap_or(0));
         note.push('…');
@@ -205,7 +162,7 @@ fn event(reason: Reason, mut note: String, secret: Option<String>) -> Event {
             uid: secret,
             ..ObjectReference::default()
         },
-        type_: Some(if reason.is_a_warning() { "Warning" } else { "Normal" }.to_owned()),
+        type_: Some(if reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(format!("{reason:?}")),
         message: Some(note),
         source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: None }),
@@ -222,7 +179,7 @@ mod tests {
 
     #[test]
     fn an_event_is_found_beside_the_secret() {
-        let event = event(Reason::RotationStalled, "ü".repeat(NOTE), Some("a-uid".to_owned()));
+        let event = event(EventReason::RotationStalled, "ü".repeat(NOTE), Some("a-uid".to_owned()));
         let object = &event.involved_object;
         assert_eq!((object.uid.as_deref(), object.namespace.as_deref()), (Some("a-uid"), Some(NAMESPACE)));
         assert_eq!(event.metadata.namespace.as_deref(), Some(NAMESPACE));

@@ -1,72 +1,81 @@
 //! What the manager says of what it does: in the log, in Events, in metrics.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
-
 use secureoverlay_common::{
+    duration::Human,
     names::ENFORCE,
     phase::Phase,
     ring::{Enforcement, Generation, Ring, RingError},
-    rotation::{Action, Cause, Decision, Names, Wait},
+    rotation::{Action, Cause, Names},
 };
-use secureoverlay_daemon::duration::Human;
+use secureoverlay_manager_core::{
+    notification::{AppliedDecision, EventReason, Notification},
+    wait_report::WaitReport,
+};
 
 use crate::{
     metrics::Metrics,
-    notices::{Notice, Outbox, Reason},
-    store::Requests,
-    waiting::Waiting,
+    outbox::{Notice, Outbox},
+    store::Held,
 };
 
-/// A write that was done.
-pub struct Act<'a> {
-    /// What it was.
-    pub decision: &'a Decision,
-    /// The ring before.
-    pub before: Option<&'a Ring>,
-    /// The ring in the Secret now.
-    pub after: &'a Ring,
-    /// What was asked for.
-    pub requests: Requests,
-    /// The nodes that got new incarnations.
-    pub rekeyed: BTreeSet<String>,
-    /// The nodes that are pending now, and were not before.
-    pub pending: BTreeSet<String>,
-    /// How long the next step is away, where time decides.
-    pub delay: Option<Duration>,
-}
-
 /// Says what changes, once.
-pub struct Teller {
+pub struct Reporter {
     metrics: Metrics,
     outbox: Outbox,
-    waiting: Waiting,
+    /// Key of the start-up taint.
+    startup_taint: Option<String>,
     /// What was said of a ring that can't be read.
     unreadable: Option<String>,
-    /// What was said of an enforcement that nobody understands.
+    /// What was said of a requested enforcement that does not exist.
     nonsense: Option<String>,
     /// UID of the Secret, which Events are about.
     secret: Option<String>,
 }
 
-impl Teller {
-    /// `limit`: how long nodes that are not ready are waited for.
+impl Reporter {
+    /// `startup_taint`: its key, where there is one.
     #[must_use]
-    pub const fn new(metrics: Metrics, outbox: Outbox, limit: Duration) -> Self {
-        Self { metrics, outbox, waiting: Waiting::new(limit), unreadable: None, nonsense: None, secret: None }
+    pub const fn new(metrics: Metrics, outbox: Outbox, startup_taint: Option<String>) -> Self {
+        Self { metrics, outbox, startup_taint, unreadable: None, nonsense: None, secret: None }
     }
 
-    /// The Secret as of now.
-    pub fn secret(&mut self, uid: Option<&str>) {
-        if self.secret.as_deref() != uid {
-            self.secret = uid.map(str::to_owned);
+    /// The Secret was read.
+    pub fn read(&mut self, ring: &Result<Ring, RingError>, held: &Held) {
+        if self.secret != held.uid {
+            self.secret.clone_from(&held.uid);
+        }
+        match ring {
+            Ok(ring) => self.readable(Some(ring)),
+            Err(RingError::Empty) => self.readable(None),
+            Err(error) => return self.unreadable(error),
+        }
+        self.asked(held.nonsense());
+    }
+
+    /// What the controller tells.
+    pub fn tell(&mut self, notification: Notification) {
+        match notification {
+            Notification::Applied(applied) => self.applied(&applied),
+            Notification::Restored { revision } => self.restored(revision),
+            Notification::Waits(report) => self.waits(report),
+            Notification::Counted(counts) => self.metrics.count(counts),
+            Notification::TaintStuck { node } => tracing::warn!(
+                node,
+                taint = self.startup_taint.as_deref().unwrap_or_default(),
+                "still has the start-up taint: it does not say that it encrypts to all others; look at its NodeEncryption and at \
+                 the log of its agent"
+            ),
         }
     }
 
-    /// Somebody asks for an enforcement that is none, or no longer does.
-    pub fn asked(&mut self, nonsense: Option<&str>) {
+    /// A node's start-up taint is to go.
+    pub fn remove_taint(&self, node: String) {
+        if let Some(key) = self.startup_taint.clone() {
+            self.outbox.put(Notice::RemoveTaint { node, key });
+        }
+    }
+
+    fn asked(&mut self, nonsense: Option<&str>) {
         if self.nonsense.as_deref() != nonsense {
             if let Some(value) = nonsense {
                 let value: String = value.chars().take(40).collect();
@@ -79,60 +88,49 @@ impl Teller {
         }
     }
 
-    /// The Secret holds no ring.
-    pub fn unreadable(&mut self, error: &RingError) {
+    fn unreadable(&mut self, error: &RingError) {
         self.metrics.unreadable();
         let text = error.to_string();
         if self.unreadable.as_ref() != Some(&text) {
             self.event(
-                Reason::RingUnreadable,
+                EventReason::RingUnreadable,
                 format!("{text}. Nodes go on with the keys they hold; the Secret is left as it is until this is mended"),
             );
             self.unreadable = Some(text);
         }
     }
 
-    /// The Secret holds `ring`, or nothing yet.
-    pub fn readable(&mut self, ring: Option<&Ring>) {
+    fn readable(&mut self, ring: Option<&Ring>) {
         self.metrics.show(ring);
         self.unreadable = None;
     }
 
-    /// The ring was put back into a Secret that was emptied.
-    pub fn restored(&self, ring: &Ring) {
+    fn restored(&self, revision: u64) {
         self.metrics.restored.inc();
         let text = "the Secret was emptied, as re-applying MKE's manifest does: the ring is back as it was, nothing was rotated";
-        tracing::warn!(revision = ring.revision, "{text}");
-        self.event(Reason::RingRestored, text.to_owned());
+        tracing::warn!(revision, "{text}");
+        self.event(EventReason::RingRestored, text.to_owned());
     }
 
-    /// What the rotation waits for, or a change of enforcement. `shown` is what the nodes' objects say about that.
-    pub fn waits(
-        &mut self,
-        wait: Option<&Wait>,
-        shown: impl FnOnce() -> BTreeMap<String, String>,
-        now: Instant,
-    ) {
-        let words = self.waiting.words(wait, shown, now);
-        self.metrics.waits(words.count, words.waited);
-        if let Some((reason, note)) = words.event {
+    fn waits(&self, report: WaitReport) {
+        self.metrics.waits(report.count, report.waited);
+        if let Some((reason, note)) = report.event {
             match reason {
-                Reason::RotationStalled => tracing::warn!("the rotation is stalled: {note}"),
-                Reason::EnforcementStalled => tracing::warn!("{note}"),
+                EventReason::RotationStalled => tracing::warn!("the rotation is stalled: {note}"),
+                EventReason::EnforcementStalled => tracing::warn!("{note}"),
                 _ => tracing::info!("{note}"),
             }
             self.event(reason, note);
         }
-        for (node, what) in words.awaited {
+        for (node, what) in report.awaited {
             self.outbox.put(Notice::Awaited { node, what });
         }
     }
 
-    /// A write was done.
-    pub fn acted(&self, act: &Act<'_>) {
+    fn applied(&self, act: &AppliedDecision) {
         let id = |generation: Option<&Generation>| generation.map_or(0, |generation| generation.id);
         let (revision, reason) = (act.after.revision, act.decision.reason.as_str());
-        let (before, after) = (Phase::of(act.before), act.after.phase());
+        let (before, after) = (Phase::of(act.before.as_ref()), act.after.phase());
         let (staged, active) = (id(after.staged()), id(after.active()));
         let when = |condition: &str| {
             act.delay.map_or_else(|| format!("when {condition}"), |delay| format!("in {}", Human(delay)))
@@ -145,19 +143,19 @@ impl Teller {
                 let text =
                     format!("staged generation {staged}, activating {}", when("every node receives it"));
                 tracing::info!(revision, generation = staged, reason, "{text}");
-                self.event(Reason::RotationStarted, format!("{text} ({reason})"));
+                self.event(EventReason::RotationStarted, format!("{text} ({reason})"));
             }
             Action::Activate => match after.retiring() {
                 None => {
                     let text = format!("activated generation {active}");
                     tracing::info!(revision, generation = active, reason, "{text}");
-                    self.event(Reason::KeyActivated, text);
+                    self.event(EventReason::KeyActivated, text);
                     self.event(
-                        Reason::RotationCompleted,
-                        format!("generation {active} is the first one in use{}", next(act.after)),
+                        EventReason::RotationCompleted,
+                        format!("generation {active} is the first one in use{}", next(&act.after)),
                     );
                     if act.after.enforcement == Enforcement::Enforcing {
-                        self.enforced(act, Reason::Enforcing, "plaintext goes on being turned away");
+                        self.enforced(act, EventReason::Enforcing, "plaintext goes on being turned away");
                     }
                 }
                 Some(old) => {
@@ -167,21 +165,21 @@ impl Teller {
                         when("nobody sends with it")
                     );
                     tracing::info!(revision, generation = active, reason, "{text}");
-                    self.event(Reason::KeyActivated, text);
+                    self.event(EventReason::KeyActivated, text);
                 }
             },
             Action::RemoveRetired => {
                 self.metrics.rotations.inc();
                 let old = id(before.retiring());
-                let text = format!("dropped generation {old}{}", next(act.after));
+                let text = format!("dropped generation {old}{}", next(&act.after));
                 tracing::info!(revision, generation = old, reason, "{text}");
-                self.event(Reason::RotationCompleted, text);
+                self.event(EventReason::RotationCompleted, text);
             }
             Action::Rekey => {
                 self.metrics.rekeys.inc();
                 let text = format!("new incarnations for nodes that lost SAs: {}", Names(&act.rekeyed));
                 tracing::info!(revision, reason, "{text}");
-                self.event(Reason::NodesRekeyed, text);
+                self.event(EventReason::NodesRekeyed, text);
             }
             Action::Reset => tracing::info!(revision, reason, "emptied the ring, encryption is off"),
             Action::Pend => {
@@ -189,34 +187,34 @@ impl Teller {
                 tracing::info!(revision, reason, new = %Names(&act.pending), "{count} nodes are pending");
                 if !act.pending.is_empty() {
                     let text = "are spoken to in the clear until they receive the generation in use, ESP reaches them and their tunnel has room for it";
-                    self.event(Reason::NodesPending, format!("{} {text}", Names(&act.pending)));
+                    self.event(EventReason::NodesPending, format!("{} {text}", Names(&act.pending)));
                 }
             }
             Action::SetEnforcement(Enforcement::Enforcing) => {
-                self.enforced(act, Reason::Enforcing, "insisting: plaintext is turned away from now on");
+                self.enforced(act, EventReason::Enforcing, "insisting: plaintext is turned away from now on");
             }
             Action::SetEnforcement(Enforcement::Permissive) => {
-                self.enforced(act, Reason::Relented, "relented: plaintext is accepted again");
+                self.enforced(act, EventReason::Relented, "relented: plaintext is accepted again");
             }
             Action::StopSending => {
                 let old = id(after.retiring());
                 let off = when("nobody encrypts any more");
                 let text = format!("nobody is to send with generation {old} any more, switching off {off}");
-                self.enforced(act, Reason::SwitchingOff, &text);
+                self.enforced(act, EventReason::SwitchingOff, &text);
             }
             Action::Disable | Action::SetEnforcement(Enforcement::Off) => {
-                self.enforced(act, Reason::SwitchedOff, "switched off: nothing is encrypted");
+                self.enforced(act, EventReason::SwitchedOff, "switched off: nothing is encrypted");
             }
         }
     }
 
-    fn enforced(&self, act: &Act<'_>, reason: Reason, text: &str) {
+    fn enforced(&self, act: &AppliedDecision, reason: EventReason, text: &str) {
         let (revision, why) = (act.after.revision, act.decision.reason.as_str());
         tracing::info!(revision, reason = why, "{text}");
         self.event(reason, format!("{text} ({why})"));
     }
 
-    fn event(&self, reason: Reason, note: String) {
+    fn event(&self, reason: EventReason, note: String) {
         self.outbox.put(Notice::Event { reason, note, secret: self.secret.clone() });
     }
 }

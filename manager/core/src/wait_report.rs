@@ -7,12 +7,12 @@ use std::{
 };
 
 use secureoverlay_common::{
+    duration::Human,
     rotation::{Blocker, BlockerReason, Names, Step, Wait},
     uid::Uid,
 };
-use secureoverlay_daemon::duration::Human;
 
-use crate::notices::Reason;
+use crate::notification::EventReason;
 
 /// Every rotation waits a little; only this is worth a word.
 const QUIET: Duration = Duration::from_secs(15);
@@ -50,12 +50,12 @@ impl<T: fmt::Display> fmt::Display for Because<T> {
     }
 }
 
-const fn reason(step: Step, stalled: bool) -> Reason {
+const fn reason(step: Step, stalled: bool) -> EventReason {
     match (step, stalled) {
-        (Step::Receive | Step::Switch, false) => Reason::RotationWaiting,
-        (Step::Receive | Step::Switch, true) => Reason::RotationStalled,
-        (Step::Enforce | Step::AcceptPlaintext | Step::StopSending, false) => Reason::EnforcementWaiting,
-        (Step::Enforce | Step::AcceptPlaintext | Step::StopSending, true) => Reason::EnforcementStalled,
+        (Step::Receive | Step::Switch, false) => EventReason::RotationWaiting,
+        (Step::Receive | Step::Switch, true) => EventReason::RotationStalled,
+        (Step::Enforce | Step::AcceptPlaintext | Step::StopSending, false) => EventReason::EnforcementWaiting,
+        (Step::Enforce | Step::AcceptPlaintext | Step::StopSending, true) => EventReason::EnforcementStalled,
     }
 }
 
@@ -76,9 +76,9 @@ const fn advice(step: Step) -> &'static str {
 
 /// What there is to tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Words {
+pub struct WaitReport {
     /// An Event.
-    pub event: Option<(Reason, String)>,
+    pub event: Option<(EventReason, String)>,
     /// What a node's `status.awaited` is to be, where that is another than it is.
     pub awaited: BTreeMap<String, Option<String>>,
     /// Nodes that are awaited now.
@@ -89,7 +89,7 @@ pub struct Words {
 
 /// Remembers what was told.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct WaitReporter {
     limit: Duration,
     wait: Option<Told>,
     /// What the nodes' objects say, with our own writes.
@@ -101,10 +101,10 @@ pub struct Waiting {
 struct Told {
     wait: (Uid, Step),
     since: Instant,
-    event: Option<(Reason, Instant)>,
+    event: Option<(EventReason, Instant)>,
 }
 
-impl Waiting {
+impl WaitReporter {
     /// A wait for longer than `limit` is a stall.
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
@@ -112,17 +112,17 @@ impl Waiting {
     }
 
     /// What to tell at `now`. `shown` is what the nodes' objects say that they are awaited for.
-    pub fn words(
+    pub fn report(
         &mut self,
         wait: Option<&Wait>,
         shown: impl FnOnce() -> BTreeMap<String, String>,
         now: Instant,
-    ) -> Words {
+    ) -> WaitReport {
         if self.checked.is_none_or(|at| now.saturating_duration_since(at) >= RECHECK) {
             self.awaited = shown();
             self.checked = Some(now);
         }
-        let mut words = Words::default();
+        let mut report = WaitReport::default();
         let mut wanted = BTreeMap::new();
         // Where only time has to pass, no node is awaited.
         self.wait = wait.filter(|wait| !wait.nodes.is_empty()).map(|wait| {
@@ -130,25 +130,25 @@ impl Waiting {
                 Some(told) if told.wait == wait.key() => told,
                 _ => Told { wait: wait.key(), since: now, event: None },
             };
-            words.count = wait.nodes.len();
-            words.waited = now.saturating_duration_since(told.since);
-            if words.waited >= QUIET {
+            report.count = wait.nodes.len();
+            report.waited = now.saturating_duration_since(told.since);
+            if report.waited >= QUIET {
                 wanted =
                     wait.nodes.iter().take(NODES).map(|node| (node.clone(), what_of(wait, node))).collect();
-                words.event = told.event(wait, words.waited, self.limit, now);
+                report.event = told.event(wait, report.waited, self.limit, now);
             }
             told
         });
         for node in self.awaited.keys().filter(|node| !wanted.contains_key(*node)) {
-            words.awaited.insert(node.clone(), None);
+            report.awaited.insert(node.clone(), None);
         }
         for (node, what) in &wanted {
             if self.awaited.get(node) != Some(what) {
-                words.awaited.insert(node.clone(), Some(what.clone()));
+                report.awaited.insert(node.clone(), Some(what.clone()));
             }
         }
         self.awaited = wanted;
-        words
+        report
     }
 }
 
@@ -159,7 +159,7 @@ impl Told {
         waited: Duration,
         limit: Duration,
         now: Instant,
-    ) -> Option<(Reason, String)> {
+    ) -> Option<(EventReason, String)> {
         let stalled = waited > limit;
         let reason = reason(wait.step, stalled);
         let again = |(last, at)| last != reason || now.saturating_duration_since(at) >= REPEAT;
@@ -200,7 +200,7 @@ mod tests {
     }
 
     struct Case {
-        waiting: Waiting,
+        waiting: WaitReporter,
         ring: Ring,
         evidence: Evidence,
         goal: EnforcementGoal,
@@ -211,21 +211,21 @@ mod tests {
     impl Case {
         fn new(roles: &[(u64, &str)], answer: Readiness) -> Self {
             let evidence = Evidence::of(answer.clone(), answer);
-            let (waiting, goal) = (Waiting::new(LIMIT), EnforcementGoal::Permissive);
+            let (waiting, goal) = (WaitReporter::new(LIMIT), EnforcementGoal::Permissive);
             Self { waiting, ring: ring(roles), evidence, goal, shown: BTreeMap::new(), now: Instant::now() }
         }
 
-        fn words(&mut self) -> Words {
+        fn report(&mut self) -> WaitReport {
             let shown = self.shown.clone();
             let wait = self.wait();
-            let words = self.waiting.words(wait.as_ref(), || shown, self.now);
-            for (node, what) in &words.awaited {
+            let report = self.waiting.report(wait.as_ref(), || shown, self.now);
+            for (node, what) in &report.awaited {
                 match what {
                     Some(what) => self.shown.insert(node.clone(), what.clone()),
                     None => self.shown.remove(node),
                 };
             }
-            words
+            report
         }
 
         /// What the real decision waits for.
@@ -236,9 +236,9 @@ mod tests {
             decide(Some(&self.ring), Installation::Unknown, &self.evidence, now, &settings).wait
         }
 
-        fn after(&mut self, time: Duration) -> Words {
+        fn after(&mut self, time: Duration) -> WaitReport {
             self.now += time;
-            self.words()
+            self.report()
         }
     }
 
@@ -247,27 +247,27 @@ mod tests {
     #[test]
     fn a_short_wait_is_no_news() {
         let mut case = Case::new(&STAGED, awaits(2));
-        assert_eq!(case.words(), Words { count: 2, ..Words::default() });
-        let words = case.after(QUIET);
+        assert_eq!(case.report(), WaitReport { count: 2, ..WaitReport::default() });
+        let report = case.after(QUIET);
         let note = "waiting for 15s for node-01, node-02: receiving generation 43".to_owned();
-        assert_eq!(words.event, Some((Reason::RotationWaiting, note)));
+        assert_eq!(report.event, Some((EventReason::RotationWaiting, note)));
         let what = Some("receiving generation 43".to_owned());
         assert_eq!(
-            words.awaited,
+            report.awaited,
             BTreeMap::from([("node-01".into(), what.clone()), ("node-02".into(), what)])
         );
-        assert_eq!((words.count, words.waited), (2, QUIET));
+        assert_eq!((report.count, report.waited), (2, QUIET));
     }
 
     #[test]
     fn events_repeat_but_not_often_and_a_stall_is_told_at_once() {
         let mut case = Case::new(&STAGED, awaits(1));
-        case.words();
+        case.report();
         let mut events = Vec::new();
         for minute in 0..=62 {
             events.extend(case.after(Duration::from_secs(60)).event.map(|(reason, _)| (minute, reason)));
         }
-        let (waiting, stalled) = (Reason::RotationWaiting, Reason::RotationStalled);
+        let (waiting, stalled) = (EventReason::RotationWaiting, EventReason::RotationStalled);
         let expected = [0, 10, 20, 30, 40, 50].map(|minute| (minute, waiting));
         assert_eq!(events, [&expected[..], &[(60, stalled)]].concat());
     }
@@ -275,14 +275,14 @@ mod tests {
     #[test]
     fn each_phase_waits_anew() {
         let mut case = Case::new(&STAGED, awaits(1));
-        case.words();
+        case.report();
         case.after(QUIET);
         case.ring = ring(&[(42, "retiring"), (43, "active")]);
-        let words = case.words();
-        assert_eq!((words.event, words.waited), (None, Duration::ZERO));
-        assert_eq!(words.awaited, BTreeMap::from([("node-01".into(), None)]), "it received");
-        let words = case.after(QUIET);
-        assert!(words.event.unwrap().1.ends_with("node-01: switching to generation 43"));
+        let report = case.report();
+        assert_eq!((report.event, report.waited), (None, Duration::ZERO));
+        assert_eq!(report.awaited, BTreeMap::from([("node-01".into(), None)]), "it received");
+        let report = case.after(QUIET);
+        assert!(report.event.unwrap().1.ends_with("node-01: switching to generation 43"));
     }
 
     #[test]
@@ -291,26 +291,29 @@ mod tests {
         case.evidence.can_enforce = awaits(1);
         case.evidence.none_enforcing = awaits(2);
         case.evidence.drained = awaits(3);
-        assert_eq!(case.words().count, 0, "nobody wants to insist");
+        assert_eq!(case.report().count, 0, "nobody wants to insist");
         case.goal = EnforcementGoal::Auto;
         case.evidence.blocker = Some(Blocker::reported("node-01", "a foreign policy"));
-        case.words();
-        let words = case.after(QUIET);
+        case.report();
+        let report = case.after(QUIET);
         let note = "waiting for 15s for node-01: insisting: node-01: a foreign policy".to_owned();
-        assert_eq!(words.event, Some((Reason::EnforcementWaiting, note)));
+        assert_eq!(report.event, Some((EventReason::EnforcementWaiting, note)));
         let (reason, note) = case.after(LIMIT).event.unwrap();
-        assert!(reason == Reason::EnforcementStalled && note.contains("plaintext is accepted"), "{note}");
+        assert!(
+            reason == EventReason::EnforcementStalled && note.contains("plaintext is accepted"),
+            "{note}"
+        );
         case.ring.enforcement = Enforcement::Enforcing;
-        assert_eq!(case.words().count, 0, "what speaks against it later lowers nothing");
+        assert_eq!(case.report().count, 0, "what speaks against it later lowers nothing");
         case.ring.enforcement = Enforcement::Permissive;
         case.goal = EnforcementGoal::Off;
-        assert_eq!((case.words().count, case.words().waited), (2, Duration::ZERO));
+        assert_eq!((case.report().count, case.report().waited), (2, Duration::ZERO));
         assert!(case.after(QUIET).event.unwrap().1.ends_with("accepting plaintext again"));
         case.ring = ring(&[(42, "staged")]);
         case.evidence.staged_acked = awaits(4);
-        assert_eq!(case.words().count, 4, "it is used before anybody stops insisting");
+        assert_eq!(case.report().count, 4, "it is used before anybody stops insisting");
         case.ring = ring(&[(42, "retiring")]);
-        assert_eq!(case.words().count, 3);
+        assert_eq!(case.report().count, 3);
         assert!(case.after(QUIET).event.unwrap().1.ends_with("no longer encrypting"));
         assert!(case.after(LIMIT).event.unwrap().1.contains("press-on=true"));
     }
@@ -321,10 +324,10 @@ mod tests {
             let mut case = Case::new(&[(42, "active")], Readiness::Ready);
             (case.goal, case.evidence.can_enforce) = (EnforcementGoal::Auto, awaits(2));
             case.evidence.blocker = Some(blocker.clone());
-            case.words();
-            let words = case.after(QUIET);
-            assert!(words.event.unwrap().1.ends_with(&format!("insisting: {blocker}")));
-            words.awaited.into_values().map(Option::unwrap).collect::<Vec<_>>()
+            case.report();
+            let report = case.after(QUIET);
+            assert!(report.event.unwrap().1.ends_with(&format!("insisting: {blocker}")));
+            report.awaited.into_values().map(Option::unwrap).collect::<Vec<_>>()
         };
         assert_eq!(told(&Blocker::reported("node-02", "a policy")), ["insisting", "insisting: a policy"]);
         let of = |reason, detail: &str| Blocker { node: "node-01".into(), reason, detail: detail.into() };
@@ -341,35 +344,35 @@ mod tests {
     #[test]
     fn what_nodes_are_told_is_taken_back() {
         let mut case = Case::new(&STAGED, awaits(2));
-        case.words();
+        case.report();
         case.after(QUIET);
         case.evidence.staged_acked = awaits(1);
-        assert_eq!(case.words().awaited, BTreeMap::from([("node-02".into(), None)]));
-        assert_eq!(case.words().awaited, BTreeMap::new(), "once");
+        assert_eq!(case.report().awaited, BTreeMap::from([("node-02".into(), None)]));
+        assert_eq!(case.report().awaited, BTreeMap::new(), "once");
         case.evidence.staged_acked = Readiness::Ready;
-        assert_eq!(case.words().awaited, BTreeMap::from([("node-01".into(), None)]));
+        assert_eq!(case.report().awaited, BTreeMap::from([("node-01".into(), None)]));
         // What a manager before this one said, too.
         let mut case = Case::new(&[(43, "active")], Readiness::Ready);
         case.shown.insert("node-07".into(), "receiving generation 41".into());
-        assert_eq!(case.words().awaited, BTreeMap::from([("node-07".into(), None)]));
+        assert_eq!(case.report().awaited, BTreeMap::from([("node-07".into(), None)]));
     }
 
     #[test]
     fn a_word_that_got_lost_is_said_again() {
         let mut case = Case::new(&STAGED, awaits(1));
-        case.words();
+        case.report();
         case.after(QUIET);
         case.shown.clear();
-        assert_eq!(case.words().awaited, BTreeMap::new(), "it may be on its way");
+        assert_eq!(case.report().awaited, BTreeMap::new(), "it may be on its way");
         assert_eq!(case.after(RECHECK).awaited.len(), 1);
     }
 
     #[test]
     fn a_whole_cluster_is_not_written_to() {
         let mut case = Case::new(&STAGED, awaits(50));
-        case.words();
-        let words = case.after(QUIET);
-        assert_eq!((words.awaited.len(), words.count), (NODES, 50));
-        assert!(words.event.unwrap().1.contains("node-05 and 45 more"));
+        case.report();
+        let report = case.after(QUIET);
+        assert_eq!((report.awaited.len(), report.count), (NODES, 50));
+        assert!(report.event.unwrap().1.contains("node-05 and 45 more"));
     }
 }

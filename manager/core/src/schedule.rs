@@ -8,10 +8,10 @@ use croner::{
 };
 use jiff::{Timestamp, tz::TimeZone};
 use secureoverlay_common::{
+    duration::Human,
     ring::{Ring, Role},
     rotation::RotationSchedule,
 };
-use secureoverlay_daemon::duration::Human;
 
 /// When rotations are due.
 #[derive(Clone, Debug)]
@@ -85,15 +85,6 @@ impl fmt::Display for Schedule {
     }
 }
 
-/// For a flag's `value_parser`: a name from the database of time zones, which is part of the program.
-///
-/// # Errors
-/// A sentence for the user.
-pub fn parse_zone(name: &str) -> Result<TimeZone, String> {
-    TimeZone::get(name)
-        .map_err(|_| format!("no time zone has the name {name:?}: write UTC, or one like Europe/Berlin"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,7 +105,7 @@ mod tests {
 
     #[test]
     fn expressions_mean_the_clock_of_their_zone() {
-        let berlin = parse_zone("Europe/Berlin").unwrap();
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
         let schedule = Schedule::cron("0 3 * * 0", &berlin, time("2026-11-20T03:00:00Z")).unwrap();
         assert_eq!(next(&schedule, "2026-11-20T03:00:00Z"), "2026-11-22T02:00:00Z");
         assert_eq!(next(&schedule, "2026-11-22T02:00:00Z"), "2026-11-29T02:00:00Z", "after, not at");
@@ -124,7 +115,7 @@ mod tests {
 
     #[test]
     fn an_hour_that_a_day_leaves_out_is_no_reason_to_skip_the_rotation() {
-        let berlin = parse_zone("Europe/Berlin").unwrap();
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
         let schedule = Schedule::cron("30 2 * * *", &berlin, time("2026-01-01T00:00:00Z")).unwrap();
         let found = time(&next(&schedule, "2026-03-28T12:00:00Z"));
         assert!(found < time("2026-03-29T12:00:00Z"), "{found}: the clock goes from 2 to 3 that night");
@@ -154,6 +145,5 @@ mod tests {
             let error = Schedule::cron(text, &TimeZone::UTC, now).unwrap_err();
             assert!(error.contains("cron expression") && error.contains("Sundays"), "{error}");
         }
-        assert!(parse_zone("Europe/Atlantis").unwrap_err().contains("Europe/Berlin"));
     }
 }

@@ -15,18 +15,19 @@ use kube::{
 };
 use secureoverlay_common::node::NodeFacts;
 use secureoverlay_daemon::{client::describe_watch, watched_node::WatchedNode};
+use secureoverlay_manager_core::snapshot::ClusterState;
 use tokio::sync::{Notify, watch};
 
 use crate::{
     encryptions::{Said, WatchedEncryption},
-    view::{ENCRYPTIONS, NODES, View, ViewError},
+    snapshot::{self, ENCRYPTIONS, NODES, SnapshotError},
 };
 
 /// Objects in one answer of a watch's list, which is not urgent.
 const WATCH_PAGE: u32 = 100;
 /// The index. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Cluster(Arc<Shared>);
+pub struct ClusterCache(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -49,6 +50,12 @@ struct Seen {
     facts: NodeFacts,
     /// The keys of its taints.
     taints: BTreeSet<String>,
+}
+
+impl Seen {
+    fn has_taint(&self, key: Option<&str>) -> bool {
+        key.is_some_and(|key| self.taints.contains(key))
+    }
 }
 
 /// What one watch has brought.
@@ -101,12 +108,12 @@ impl<T: PartialEq> Watched<T> {
         }
     }
 
-    fn get(&self, what: &'static str) -> Result<&BTreeMap<String, T>, ViewError> {
-        self.known.as_ref().ok_or_else(|| ViewError::Unknown { what, error: self.error.clone() })
+    fn get(&self, what: &'static str) -> Result<&BTreeMap<String, T>, SnapshotError> {
+        self.known.as_ref().ok_or_else(|| SnapshotError::Unknown { what, error: self.error.clone() })
     }
 }
 
-impl Default for Cluster {
+impl Default for ClusterCache {
     fn default() -> Self {
         Self(Arc::new(Shared {
             index: Mutex::default(),
@@ -116,7 +123,7 @@ impl Default for Cluster {
     }
 }
 
-impl Cluster {
+impl ClusterCache {
     /// From here on the watches are needed.
     pub fn want(&self) {
         self.0.wanted.send_replace(true);
@@ -127,32 +134,17 @@ impl Cluster {
         self.0.changed.notified().await;
     }
 
-    /// What the watches have brought.
+    /// What the watches have brought; `taint` is the key of the start-up taint.
     ///
     /// # Errors
     /// Where one of them has brought nothing yet.
-    pub fn view(&self) -> Result<View, ViewError> {
+    pub fn snapshot(&self, taint: Option<&str>) -> Result<ClusterState, SnapshotError> {
         let index = self.index();
-        let nodes = index.nodes.get(NODES)?.values().map(|node| node.facts.clone()).collect();
-        let said = index.said.get(ENCRYPTIONS)?.iter();
-        let said = said.filter_map(|(name, said)| Some((name.clone(), said.acknowledgement.clone()?)));
-        Ok(View { nodes, said: said.collect() })
-    }
-
-    /// What the objects say that we wait for, by the node's name.
-    #[must_use]
-    pub fn awaited(&self) -> BTreeMap<String, String> {
-        let index = self.index();
-        let said = index.said.known.iter().flatten();
-        said.filter_map(|(name, said)| Some((name.clone(), said.awaited.clone()?))).collect()
-    }
-
-    /// The names of the nodes with a taint of this key.
-    #[must_use]
-    pub fn tainted(&self, key: &str) -> BTreeSet<String> {
-        let index = self.index();
-        let nodes = index.nodes.known.iter().flatten();
-        nodes.filter(|(_, node)| node.taints.contains(key)).map(|(name, _)| name.clone()).collect()
+        let (nodes, said) = (index.nodes.get(NODES)?, index.said.get(ENCRYPTIONS)?);
+        Ok(snapshot::assemble(
+            nodes.values().map(|node| (node.facts.clone(), node.has_taint(taint))),
+            said.iter().map(|(name, said)| (name.clone(), said.clone())),
+        ))
     }
 
     /// Takes in what the watch of the Nodes yields.
@@ -236,7 +228,7 @@ fn map<K, T>(event: Event<K>, to: impl FnOnce(K) -> T) -> Event<T> {
 }
 
 /// Keeps the index up to date from when it is wanted. Never ends.
-pub async fn follow(client: Client, cluster: Cluster) {
+pub async fn follow(client: Client, cluster: ClusterCache) {
     // The sender lives as long as `cluster`: there is no error to come.
     let _ = cluster.0.wanted.subscribe().wait_for(|wanted| *wanted).await;
     let config = watcher::Config::default().page_size(WATCH_PAGE);
@@ -274,11 +266,11 @@ mod tests {
     }
 
     /// Whether a change was told since the last time.
-    fn told(cluster: &Cluster) -> bool {
+    fn told(cluster: &ClusterCache) -> bool {
         futures::FutureExt::now_or_never(cluster.changed()).is_some()
     }
 
-    fn fill(cluster: &Cluster, nodes: &[WatchedNode]) {
+    fn fill(cluster: &ClusterCache, nodes: &[WatchedNode]) {
         cluster.nodes(Ok(Event::Init));
         nodes.iter().for_each(|node| cluster.nodes(Ok(Event::InitApply(node.clone()))));
         cluster.nodes(Ok(Event::InitDone));
@@ -286,35 +278,36 @@ mod tests {
 
     #[test]
     fn nothing_is_known_before_both_lists_are_complete() {
-        let cluster = Cluster::default();
+        let cluster = ClusterCache::default();
         fill(&cluster, &[node("a", "True")]);
         cluster.encryptions(Ok(Event::Init));
         cluster.encryptions(Ok(Event::InitApply(encryption("a", 1))));
-        let error = cluster.view().unwrap_err().to_string();
+        let error = cluster.snapshot(None).unwrap_err().to_string();
         assert!(error.contains("NodeEncryptions are not known yet") && error.contains("manifest"), "{error}");
         cluster.encryptions(Ok(Event::InitDone));
-        let view = cluster.view().unwrap();
-        assert_eq!((view.nodes.len(), view.said["a"].newest), (1, 1));
+        let view = cluster.snapshot(None).unwrap();
+        assert_eq!((view.nodes.len(), view.acknowledgements["a"].newest), (1, 1));
     }
 
     #[test]
     fn a_list_replaces_what_was_known_only_when_it_is_complete() {
-        let cluster = Cluster::default();
+        let cluster = ClusterCache::default();
         fill(&cluster, &[node("a", "True"), node("b", "True")]);
         cluster.encryptions(Ok(Event::InitDone));
         cluster.nodes(Ok(Event::Init));
         cluster.nodes(Ok(Event::InitApply(node("c", "True"))));
-        assert_eq!(cluster.view().unwrap().nodes.len(), 2);
+        assert_eq!(cluster.snapshot(None).unwrap().nodes.len(), 2);
         cluster.nodes(Ok(Event::InitDone));
-        let names: Vec<String> = cluster.view().unwrap().nodes.into_iter().map(|node| node.name).collect();
+        let names: Vec<String> =
+            cluster.snapshot(None).unwrap().nodes.into_iter().map(|node| node.name).collect();
         assert_eq!(names, ["c"]);
         cluster.nodes(Ok(Event::Delete(node("c", "True"))));
-        assert!(cluster.view().unwrap().nodes.is_empty());
+        assert!(cluster.snapshot(None).unwrap().nodes.is_empty());
     }
 
     #[test]
     fn only_what_matters_is_told() {
-        let cluster = Cluster::default();
+        let cluster = ClusterCache::default();
         fill(&cluster, &[node("a", "True")]);
         assert!(told(&cluster) && !told(&cluster));
         cluster.nodes(Ok(Event::Apply(node("a", "True"))));
@@ -332,9 +325,9 @@ mod tests {
 
     #[test]
     fn a_watch_that_fails_says_why_nothing_is_known() {
-        let cluster = Cluster::default();
+        let cluster = ClusterCache::default();
         cluster.nodes(Err(watcher::Error::NoResourceVersion));
-        let error = cluster.view().unwrap_err().to_string();
+        let error = cluster.snapshot(None).unwrap_err().to_string();
         assert!(error.contains("Nodes are not known yet (the API server's answer has no"), "{error}");
     }
 }

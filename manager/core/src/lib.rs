@@ -1,0 +1,87 @@
+//! The manager's decisions as a sans-IO core: events go in, one conditional write, notifications and a deadline come out.
+//!
+//! [`Controller`] reads no clock, draws no random number and talks to nobody. A shell answers what
+//! [`Controller::poll_request`] asks for with one of the `handle_*` functions; `secureoverlay-manager` does that with a
+//! Kubernetes API server, the simulator (`tests/sim`) with a model of one. What either of them drives is this code.
+//!
+//! An *evaluation* is one pass from reading the Secret to at most one write. It may end anywhere, the process with it:
+//! all that matters is in the Secret.
+//!
+//! ```
+//! use std::{convert::Infallible, time::{Duration, Instant}};
+//! use secureoverlay_common::{ring::{Ring, RingError}, rotation::{EnforcementGoal, Installation}, suite::Suite};
+//! use secureoverlay_manager_core::{
+//!     controller::{Controller, ControllerOptions, Now, Outcome, Request, WriteResult},
+//!     rollout_mode::RolloutMode,
+//!     schedule::Schedule,
+//!     snapshot::{ClusterState, OperatorRequests, SecretSnapshot},
+//! };
+//!
+//! // The world outside: an empty Secret, and clocks.
+//! let (mut document, mut version) = (String::new(), 1_u64);
+//! let mut now = Now { wall: "2026-11-20T03:00:00Z".parse().unwrap(), monotonic: Instant::now() };
+//!
+//! let mut controller = Controller::new(ControllerOptions {
+//!     schedule: Schedule::Every(Duration::from_secs(12 * 3600)),
+//!     suite: Suite::Aes128Gcm8,
+//!     goal: EnforcementGoal::Permissive,
+//!     mode: RolloutMode::Timed,
+//!     delay: Duration::from_secs(180),
+//!     limit: Duration::from_secs(3600),
+//!     poll_interval: Duration::from_secs(2),
+//!     startup_taint: false,
+//! });
+//! while document.matches("role: active").count() == 0 {
+//!     // Wait for the deadline, or call `handle_change` where a watch brings something.
+//!     if let Some(deadline) = controller.poll_timeout() {
+//!         let wait = deadline.saturating_duration_since(now.monotonic);
+//!         now = Now { wall: now.wall + wait, monotonic: now.monotonic + wait };
+//!     }
+//!     controller.handle_timeout();
+//!     let mut random = |bytes: &mut [u8]| { bytes.fill(4); Ok::<_, Infallible>(()) };
+//!     while let Some(request) = controller.poll_request(&mut random).unwrap() {
+//!         match request {
+//!             Request::ReadSecret => {
+//!                 let secret = SecretSnapshot {
+//!                     uid: None,
+//!                     resource_version: Some(version.to_string()),
+//!                     ring: Ring::parse(document.as_bytes()),
+//!                     requests: OperatorRequests::default(),
+//!                 };
+//!                 controller.handle_secret(secret, now).unwrap();
+//!             }
+//!             Request::ReadDaemonSet => controller.handle_daemon_set(Installation::Unknown, now),
+//!             Request::CheckAccess => controller.handle_access(false, now),
+//!             Request::ReadCache | Request::ListCluster => {
+//!                 controller.handle_cluster(ClusterState::default(), now);
+//!             }
+//!             Request::Write(write) => {
+//!                 // Only over what was read: whoever wrote since wins.
+//!                 let result = if write.resource_version == Some(version.to_string()) {
+//!                     (document, version) = (write.ring.to_yaml().to_string(), version + 1);
+//!                     WriteResult::Written
+//!                 } else {
+//!                     WriteResult::Conflict
+//!                 };
+//!                 controller.handle_written(result, now);
+//!             }
+//!         }
+//!     }
+//!     while let Some(notification) = controller.poll_notification() { drop(notification) }
+//!     while let Some(node) = controller.poll_taint_removal() { drop(node) }
+//!     assert!(matches!(controller.outcome(), Some(Outcome::Written | Outcome::Waiting { .. })));
+//! }
+//! ```
+
+pub mod controller;
+mod evaluation;
+mod last_good_ring;
+pub mod node_count_guard;
+pub mod notification;
+pub mod rollout_mode;
+pub mod schedule;
+pub mod snapshot;
+pub mod taint;
+#[cfg(test)]
+mod testing;
+pub mod wait_report;
