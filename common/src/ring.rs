@@ -2,13 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{phase::Phase, secret::SecretBytes, suite::Suite, uid::Uid};
+pub use secureoverlay_keyring::keyring::{Enforcement, Role};
+
+use crate::{
+    phase::Phase,
+    secret::{SecretBytes, base64_text},
+    suite::Suite,
+    uid::Uid,
+};
 
 /// The version of the document that this code reads and writes.
 pub const VERSION: u32 = 1;
@@ -18,52 +23,6 @@ pub const SPI_SEED_LEN: usize = 16;
 pub const MAX_LEN: usize = 1 << 20;
 /// More generations than can ever be made: what comes after the last is a number too.
 const MAX_ID: u64 = 1 << 56;
-
-/// How far encryption is insisted on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Enforcement {
-    /// No generation, nothing programmed.
-    #[default]
-    Off,
-    /// Encrypted where both ends are ready, plaintext still accepted.
-    Permissive,
-    /// Nothing leaves or enters in the clear.
-    Enforcing,
-}
-
-impl Enforcement {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Off, Self::Permissive, Self::Enforcing];
-
-    /// As it is written in the ring.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Permissive => "permissive",
-            Self::Enforcing => "enforcing",
-        }
-    }
-
-    /// The one of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|enforcement| enforcement.name() == name)
-    }
-}
-
-/// What a generation is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Still received, no longer sent.
-    Retiring,
-    /// Senders use it.
-    Active,
-    /// Every node can receive with it, nobody sends pod traffic with it.
-    Staged,
-}
 
 /// One key of the ring. Known by its `uid`: after a restore or a wipe the numbers come again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,10 +37,10 @@ pub struct Generation {
     /// Cipher suite of all SAs derived from it.
     pub suite: Suite,
     /// Input to the key derivation, as long as the suite's AES key. Never an SA key itself.
-    #[serde(with = "base64_secret")]
+    #[serde(with = "base64_text")]
     pub key: SecretBytes,
     /// Key of the hash that gives each sender its SPI.
-    #[serde(with = "base64_secret")]
+    #[serde(with = "base64_text")]
     pub spi_seed: SecretBytes,
     /// When it was staged.
     pub created_at: Timestamp,
@@ -288,23 +247,6 @@ struct VersionOnly {
 fn malformed(error: &serde_saphyr::Error) -> RingError {
     let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
     RingError::Malformed { line, column }
-}
-
-mod base64_secret {
-    use serde::{Deserializer, Serializer, de::Error};
-
-    use super::{BASE64, Engine, SecretBytes, Zeroizing};
-
-    pub fn serialize<S: Serializer>(secret: &SecretBytes, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&Zeroizing::new(BASE64.encode(secret.expose())))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretBytes, D::Error> {
-        let text: Zeroizing<String> = Zeroizing::new(serde::Deserialize::deserialize(deserializer)?);
-        let bytes =
-            Zeroizing::new(BASE64.decode(text.as_bytes()).map_err(|_| D::Error::custom("not base64"))?);
-        Ok(SecretBytes::copy_from(&bytes))
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
 
 use crate::{ring::Generation, secret::SecretBytes, suite::Suite, uid::Uid};
 
@@ -122,9 +122,8 @@ pub fn sa_key(generation: &Generation, src: &End, dst: &End) -> SecretBytes {
     derivation.sa_key(src, dst, derivation.spi(src))
 }
 
-/// Names a key without telling anything about it: the start of its SHA-256.
+/// [`SecretBytes::fingerprint`].
 #[must_use]
 pub fn fingerprint(key: &SecretBytes) -> u64 {
-    let digest = Sha256::digest(key.expose());
-    u64::from_be_bytes(digest[..8].try_into().expect("SHA-256 has 32 bytes"))
+    key.fingerprint()
 }

@@ -2,12 +2,13 @@
 
 use std::{fmt, str::FromStr};
 
+use rand_core::TryCryptoRng;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A UUID in its 36-character lower-case text: UIDs of objects and generations, boot IDs.
 ///
-/// The nil UUID is refused: where a boot ID should be, it is a sign that nobody knows it yet.
+/// The nil UUID is refused: where a boot ID should be, it is a sign that the kubelet has not reported it yet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Uid([u8; 36]);
@@ -36,6 +37,16 @@ impl Uid {
             }
         }
         Self(text)
+    }
+
+    /// A random (version 4) UUID.
+    ///
+    /// # Errors
+    /// The random number generator's.
+    pub fn generate<R: TryCryptoRng>(rng: &mut R) -> Result<Self, R::Error> {
+        let mut random = [0; 16];
+        rng.try_fill_bytes(&mut random)?;
+        Ok(Self::from_random(random))
     }
 
     /// The text's bytes, as they enter the key derivation.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -34,6 +35,13 @@ impl SecretBytes {
         &self.0
     }
 
+    /// Names the secret without telling anything about it: the first 8 bytes of its SHA-256, most significant first.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let digest: [u8; 32] = Sha256::digest(&self.0).into();
+        digest[..8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    }
+
     /// How many bytes there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -58,5 +66,33 @@ impl Eq for SecretBytes {}
 impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{} secret bytes]", self.0.len())
+    }
+}
+
+/// Serde for a secret as base64 text (RFC 4648, section 4). The text is wiped on both ways.
+pub mod base64_text {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use zeroize::Zeroizing;
+
+    use super::SecretBytes;
+
+    /// Writes the base64 text.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(secret: &SecretBytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(secret.expose())))
+    }
+
+    /// Reads base64 text.
+    ///
+    /// # Errors
+    /// "not base64", without any of the text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretBytes, D::Error> {
+        let text: Zeroizing<String> = Zeroizing::new(Deserialize::deserialize(deserializer)?);
+        let bytes =
+            Zeroizing::new(STANDARD.decode(text.as_bytes()).map_err(|_| D::Error::custom("not base64"))?);
+        Ok(SecretBytes::copy_from(&bytes))
     }
 }
