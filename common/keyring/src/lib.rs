@@ -19,10 +19,12 @@
 
 pub mod acknowledgement;
 pub mod address;
+pub mod derivation;
 pub mod keyring;
 pub mod mtu;
 pub mod node_key;
 pub mod peer;
+pub mod probe;
 pub mod secret;
 pub mod settings;
 pub mod suite;
