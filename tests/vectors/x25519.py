@@ -1,10 +1,13 @@
 """X25519 (RFC 7748) in plain Python. For checking, not for use: it leaks keys through timing."""
 
+import functools
+
 P = 2**255 - 19
 A24 = 121665
 BASE = (9).to_bytes(32, "little")
 
 
+@functools.lru_cache(maxsize=None)
 def x25519(scalar, u):
     """RFC 7748, section 5: the Montgomery ladder."""
     k = int.from_bytes(scalar, "little")
