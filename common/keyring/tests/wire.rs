@@ -111,8 +111,7 @@ impl Vectors {
             return (SaPath::by_boot_id(node(src), node(dst)), None);
         }
         let ((src, src_keys), (dst, dst_keys)) = (self.sender(src), self.sender(dst));
-        let shared =
-            [src_keys.agree(&dst.public_key).unwrap(), dst_keys.agree(&src.public_key).unwrap()];
+        let shared = [src_keys.agree(&dst.public_key).unwrap(), dst_keys.agree(&src.public_key).unwrap()];
         (SaPath::announced(&src, &dst), Some(shared))
     }
 
@@ -145,7 +144,10 @@ fn vectors_are_met() {
         let (path, shared) = vectors.path(entry);
         let f = Derivation::new(&generation).sender_offset(&path.instance, path.src.address);
         let g = receiver_offset(&path.dst.key);
-        assert_eq!([f, g, sa.spi].map(hex_spi), ["f", "g", "spi"].map(|field| text(&entry[field]).to_owned()));
+        assert_eq!(
+            [f, g, sa.spi].map(hex_spi),
+            ["f", "g", "spi"].map(|field| text(&entry[field]).to_owned())
+        );
         assert_eq!(spi(f, g), sa.spi);
         let shared = shared.map(|[one, _]| hex(one.expose())).unwrap_or_default();
         assert_eq!(shared, text(&entry["shared"]));
@@ -240,7 +242,10 @@ fn published_collisions_are_collisions() {
             let address: NodeAddress = text(&sa["src"]["address"]).parse().unwrap();
             let key = PublicKey::try_from(bytes::<32>(&vectors.0["keys"][text(&sa["dstKey"])]["public"]));
             let f = Derivation::new(&generation).sender_offset(&instance, address);
-            assert_eq!(hex_spi(spi(f, receiver_offset(&EndpointKey::Public(key.unwrap())))), text(&entry["spi"]));
+            assert_eq!(
+                hex_spi(spi(f, receiver_offset(&EndpointKey::Public(key.unwrap())))),
+                text(&entry["spi"])
+            );
             senders.push((generation, instance, address));
         }
         let [(one, first, at), (other, second, then)] = &senders[..] else { panic!("two SAs") };
@@ -277,9 +282,7 @@ fn open(suite: Suite, sa: &DerivedSa, sequence: u64, esp: &[u8]) -> (Vec<u8>, u8
     let aad = [&head[..4], &sequence.to_be_bytes()].concat();
     let message = Payload { msg: rest, aad: &aad };
     let mut plaintext = match suite {
-        Suite::Aes128Gcm8 => {
-            AesGcm::<Aes128, U12, U8>::new_from_slice(key).unwrap().decrypt(&nonce, message)
-        }
+        Suite::Aes128Gcm8 => AesGcm::<Aes128, U12, U8>::new_from_slice(key).unwrap().decrypt(&nonce, message),
         Suite::Aes128Gcm16 => AesGcm::<Aes128, U12>::new_from_slice(key).unwrap().decrypt(&nonce, message),
         Suite::Aes256Gcm16 => AesGcm::<Aes256, U12>::new_from_slice(key).unwrap().decrypt(&nonce, message),
     }
@@ -333,8 +336,10 @@ struct Case {
 
 impl Case {
     fn path(&self) -> SaPath {
-        let (Sender { address: src, instance: src_boot, .. }, Sender { address: dst, instance: dst_boot, .. }) =
-            (self.src.0, self.dst.0);
+        let (
+            Sender { address: src, instance: src_boot, .. },
+            Sender { address: dst, instance: dst_boot, .. },
+        ) = (self.src.0, self.dst.0);
         match self.generation.identities {
             Identities::Announced => SaPath::announced(&self.src.0, &self.dst.0),
             Identities::BootId => SaPath::by_boot_id((src, *src_boot.uid()), (dst, *dst_boot.uid())),
