@@ -4,7 +4,8 @@
 pub const PINNED_PORT: u16 = 9468;
 /// Port of probes that take the SA that traffic would move to.
 pub const CANDIDATE_PORT: u16 = 9469;
-/// Bytes of a packet, behind the UDP header.
+/// Bytes of a packet, behind the UDP header. A ping may have zeros behind them, so that it is as long as the packets
+/// that have to pass.
 pub const LEN: usize = 26;
 /// Bytes of [`Probe::nonce`].
 pub const NONCE_LEN: usize = 16;
@@ -57,18 +58,26 @@ impl Probe {
         bytes
     }
 
+    /// [`Self::to_bytes`] with zeros up to `len` bytes, for a ping.
+    #[must_use]
+    pub fn to_padded(&self, len: usize) -> Vec<u8> {
+        let mut bytes = self.to_bytes().to_vec();
+        bytes.resize(len.max(LEN), 0);
+        bytes
+    }
+
     /// Reads what came; `None` for everything that is no probe of this version.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; LEN] = bytes.try_into().ok()?;
+        let (bytes, padding) = bytes.split_first_chunk::<LEN>()?;
         let (head, nonce) = bytes.split_first_chunk::<10>()?;
         let [m, a, g, i, version, kind, spi @ ..] = *head;
         if [m, a, g, i] != MAGIC || version != VERSION {
             return None;
         }
         let kind = match kind {
-            1 => ProbeKind::Ping,
-            2 => ProbeKind::Answer,
+            1 if padding.iter().all(|byte| *byte == 0) => ProbeKind::Ping,
+            2 if padding.is_empty() => ProbeKind::Answer,
             _ => return None,
         };
         Some(Self { kind, spi: u32::from_be_bytes(spi), nonce: nonce.try_into().ok()? })
@@ -93,6 +102,13 @@ mod tests {
     }
 
     #[test]
+    fn padded_ping_is_read_as_the_ping() {
+        let padded = PING.to_padded(1444);
+        assert_eq!((padded.len(), Probe::parse(&padded)), (1444, Some(PING)));
+        assert_eq!(PING.to_padded(0), PING.to_bytes());
+    }
+
+    #[test]
     fn other_packets_are_ignored() {
         for (at, value) in [(0, b's'), (4, 2), (5, 0), (5, 3)] {
             let mut bytes = PING.to_bytes();
@@ -101,7 +117,8 @@ mod tests {
         }
         let bytes = PING.to_bytes();
         assert_eq!(Probe::parse(&bytes[..LEN - 1]), None);
-        assert_eq!(Probe::parse(&[&bytes[..], &[0]].concat()), None);
+        assert_eq!(Probe::parse(&[&bytes[..], &[0, 1]].concat()), None, "padding is zeros");
+        assert_eq!(Probe::parse(&[&PING.answer().unwrap().to_bytes()[..], &[0]].concat()), None);
         assert_eq!(Probe::parse(&[]), None);
     }
 }
