@@ -96,10 +96,10 @@ fn largest_exclusion_is_read_and_a_larger_one_refused() {
         let excluded = format!("  nodes:\n{names}  addresses:\n{addresses}");
         document().replace("  nodes:\n  - node-17\n  addresses:\n  - 192.0.2.17\n", &excluded)
     };
-    let ring = parse(with(MAX_EXCLUDED).as_bytes()).unwrap();
+    let ring = KeyRing::parse(with(MAX_EXCLUDED).as_bytes()).unwrap();
     assert_eq!((ring.excluded.nodes.len(), ring.excluded.addresses.len()), (MAX_EXCLUDED, MAX_EXCLUDED));
-    assert_eq!(parse(ring.to_yaml().as_bytes()), Ok(ring));
-    let error = parse(with(MAX_EXCLUDED + 1).as_bytes()).unwrap_err();
+    assert_eq!(KeyRing::parse(ring.to_yaml().as_bytes()), Ok(ring));
+    let error = KeyRing::parse(with(MAX_EXCLUDED + 1).as_bytes()).unwrap_err();
     assert_eq!(error, KeyRingError::Excluded(MAX_EXCLUDED + 1));
 }
 
