@@ -82,7 +82,7 @@ impl Driver {
         Self {
             store: Store::new(client.clone()),
             observer: Observer::new(client.clone()),
-            controller: Controller::new(options),
+            controller: Controller::new(&options),
             client,
             cluster,
             reporter: Reporter::new(metrics.clone(), outbox, startup_taint.clone()),

@@ -20,3 +20,7 @@ pub mod taint;
 
 /// How the API server knows us.
 pub const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));
+
+#[cfg(test)]
+#[path = "../core/src/testing.rs"]
+mod testing;

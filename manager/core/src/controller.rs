@@ -157,9 +157,9 @@ pub struct Controller {
 impl Controller {
     /// Knows nothing yet; the first evaluation is due at once.
     #[must_use]
-    pub fn new(options: ControllerOptions) -> Self {
+    pub fn new(options: &ControllerOptions) -> Self {
         Self {
-            evaluator: Evaluator::new(&options),
+            evaluator: Evaluator::new(options),
             poll_interval: options.poll_interval,
             delay: options.delay,
             mode: ModeSelector::new(options.mode),
@@ -379,7 +379,7 @@ impl Controller {
 
     fn write<E>(&mut self, random: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Option<Write>, E> {
         match std::mem::replace(&mut self.step, Step::Idle) {
-            Step::Act(context, evaluation) => self.act(context, evaluation, random).map(Some),
+            Step::Act(context, evaluation) => self.act(context, &evaluation, random).map(Some),
             Step::Restore(context, lost, now) => self.restore(context, &lost, now, random).map(Some),
             _ => Ok(None),
         }
@@ -388,11 +388,11 @@ impl Controller {
     fn act<E>(
         &mut self,
         context: Context,
-        evaluation: Evaluation,
+        evaluation: &Evaluation,
         random: impl FnMut(&mut [u8]) -> Result<(), E>,
     ) -> Result<Write, E> {
         let Context { ring: before, requests, installation, resource_version, .. } = context;
-        let Evaluation { now, settings, evidence, decision, cluster } = &evaluation;
+        let Evaluation { now, settings, evidence, decision, cluster } = evaluation;
         let action = decision.action;
         let after = apply(before.as_ref(), action, installation, evidence, now.wall, settings, random)?;
         let was_pending = |uid: &Uid| before.as_ref().is_some_and(|ring| ring.pending.contains(uid));

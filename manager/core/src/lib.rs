@@ -21,7 +21,7 @@
 //! let (mut document, mut version) = (String::new(), 1_u64);
 //! let mut now = Now { wall: "2026-11-20T03:00:00Z".parse().unwrap(), monotonic: Instant::now() };
 //!
-//! let mut controller = Controller::new(ControllerOptions {
+//! let mut controller = Controller::new(&ControllerOptions {
 //!     schedule: Schedule::Every(Duration::from_secs(12 * 3600)),
 //!     suite: Suite::Aes128Gcm8,
 //!     goal: EnforcementGoal::Permissive,

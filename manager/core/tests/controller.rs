@@ -45,7 +45,7 @@ impl Bench {
             startup_taint: false,
         };
         let now = Now { wall: "2026-11-20T03:00:00Z".parse().unwrap(), monotonic: Instant::now() };
-        let controller = Controller::new(options);
+        let controller = Controller::new(&options);
         Self { controller, now, ring: None, requests: OperatorRequests::default(), version: 1 }
     }
 

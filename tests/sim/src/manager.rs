@@ -90,7 +90,7 @@ impl World {
             counted: false,
             nodes: None,
             said: None,
-            controller: Controller::new(options(&self.scenario, self.variant == Some(Variant::HurryTimed))),
+            controller: Controller::new(&options(&self.scenario, self.variant == Some(Variant::HurryTimed))),
             answer: None,
             seen: (None, ClusterState::default()),
             changed: false,
