@@ -63,8 +63,12 @@ check: ## Format and lints.
 	@sed -n '/^\[workspace.dependencies\]/,/^\[workspace.lints/s/^\([a-z0-9_-]*\) *=.*/\1/p' Cargo.toml \
 		| while read -r crate; do grep -qE "[| ]$$crate[, ]" docs/dependencies.md \
 			|| { echo "docs/dependencies.md does not say what $$crate is for"; exit 1; }; done
-	@! cargo tree --quiet --package secureoverlay-manager-core --edges normal --prefix none \
-		| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "the manager's core does I/O"; exit 1; }
+	# What decides does no I/O, and draws no random numbers by itself.
+	@for crate in keyring common manager-core; do \
+		! cargo tree --quiet --package secureoverlay-$$crate --edges normal --prefix none \
+			| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "secureoverlay-$$crate can do I/O"; exit 1; }; done
+	@grep -ohE '`(agent|common|fuzz|manager|manifests|tests)/[A-Za-z0-9_./-]+\.[a-z]+`' README.md docs/*.md docs/*/*.md | tr -d '`' \
+		| sort -u | while read -r file; do test -e "$$file" || { echo "the docs name $$file, which is not there"; exit 1; }; done
 
 .PHONY: unit
 unit: ## Unit tests: no privileges, no network.
