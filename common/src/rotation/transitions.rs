@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -94,9 +95,20 @@ pub(super) fn state(ring: Option<&Ring>) -> String {
 }
 
 /// All decisions for a ring and a goal.
-pub(super) fn lines(ring: Option<&Ring>, goal: EnforcementGoal) -> Vec<Line> {
-    branch(ring, goal, 0, &mut Values::new(), &mut Targets::new())
+pub(super) struct Section {
+    pub(super) state: String,
+    pub(super) goal: &'static str,
+    pub(super) lines: Vec<Line>,
 }
+
+/// Every ring with every goal.
+pub(super) static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
+    let section = |ring: &Option<Ring>, (goal, of): (&'static str, EnforcementGoal)| {
+        let lines = branch(ring.as_ref(), of, 0, &mut Values::new(), &mut Targets::new());
+        Section { state: state(ring.as_ref()), goal, lines }
+    };
+    rings().iter().flat_map(|ring| GOALS.map(|goal| section(ring, goal))).collect()
+});
 
 /// Tries all values of the variables from this one on; a variable that makes no difference is left out.
 fn branch(
@@ -198,35 +210,30 @@ fn text(decision: &Decision, write: Option<&(Action, String)>) -> String {
 /// those because of another installation.
 pub(super) fn arrows() -> Vec<String> {
     type Seen = (BTreeSet<&'static str>, Vec<BTreeMap<&'static str, &'static str>>);
-    let mut arrows: BTreeMap<(usize, &'static str, String), Seen> = BTreeMap::new();
-    for (at, ring) in rings().iter().enumerate() {
-        for (name, goal) in GOALS {
-            for line in lines(ring.as_ref(), goal) {
-                let Some((action, next)) = line.write else { continue };
-                let conditions: BTreeMap<_, _> = line.conditions.into_iter().collect();
-                let usual = conditions.get("installation").is_none_or(|value| *value == "same");
-                if usual && next != state(ring.as_ref()) {
-                    let (goals, paths) = arrows.entry((at, action.name(), next)).or_default();
-                    goals.insert(name);
-                    paths.push(conditions);
-                }
+    let mut arrows: BTreeMap<(usize, &'static str, &str), Seen> = BTreeMap::new();
+    for (at, section) in SECTIONS.iter().enumerate() {
+        for line in &section.lines {
+            let Some((action, next)) = &line.write else { continue };
+            let conditions: BTreeMap<_, _> = line.conditions.iter().copied().collect();
+            let usual = conditions.get("installation").is_none_or(|value| *value == "same");
+            if usual && *next != section.state {
+                // The sections of one ring follow each other.
+                let (goals, paths) = arrows.entry((at / GOALS.len(), action.name(), next)).or_default();
+                goals.insert(section.goal);
+                paths.push(conditions);
             }
         }
     }
     let id = |state: &str| state.replace(", ", "_");
-    let rings = rings();
-    arrows
-        .into_iter()
-        .map(|((at, action, next), (goals, paths))| {
-            let takes: Vec<String> = goal_label(&goals)
-                .into_iter()
-                .chain(VARIABLES.iter().filter_map(|it| label(it, &paths)))
-                .collect();
-            let takes =
-                if takes.is_empty() { String::new() } else { format!(" when {}", takes.join(" and ")) };
-            format!("    {} --> {}: {action}{takes}", id(&state(rings[at].as_ref())), id(&next))
-        })
-        .collect()
+    let arrow = |((at, action, next), (goals, paths)): ((usize, &str, &str), Seen)| {
+        let takes: Vec<String> = goal_label(&goals)
+            .into_iter()
+            .chain(VARIABLES.iter().filter_map(|variable| label(variable, &paths)))
+            .collect();
+        let takes = if takes.is_empty() { String::new() } else { format!(" when {}", takes.join(" and ")) };
+        format!("    {} --> {}: {action}{takes}", id(&SECTIONS[at * GOALS.len()].state), id(next))
+    };
+    arrows.into_iter().map(arrow).collect()
 }
 
 fn goal_label(goals: &BTreeSet<&str>) -> Option<String> {

@@ -3,7 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{GOALS, VARIABLES, arrows, lines, rings, state};
+use super::{Line, SECTIONS, Section, VARIABLES, arrows, rings, state};
 
 const BEGIN: &str = "<!-- transitions: begin -->";
 const END: &str = "<!-- transitions: end -->";
@@ -46,27 +46,23 @@ fn difference(before: &[&str], after: &[&str]) -> Vec<String> {
 }
 
 fn decisions(input: &str) -> String {
-    let rings = rings();
-    let known = rings.iter().flat_map(|ring| GOALS.map(|(name, goal)| (ring.as_ref(), name, goal)));
-    let (ring, _, goal) = known
-        .into_iter()
-        .find(|(ring, name, _)| input_line(&state(*ring), name) == input)
-        .unwrap_or_else(|| panic!("no such phase or goal: {input:?}"));
+    let section = SECTIONS.iter().find(|section| input_line(section) == input);
+    let section = section.unwrap_or_else(|| panic!("no such phase or goal: {input:?}"));
     let unusual = |(name, value): &(&str, &str)| {
         let usual =
             VARIABLES.iter().any(|(other, all, has)| *has && other == name && all.last() == Some(value));
         (!usual).then(|| format!("{name}={value}"))
     };
-    let text = |line: super::Line| {
+    let text = |line: &Line| {
         let conditions: Vec<String> = line.conditions.iter().filter_map(unusual).collect();
         let conditions = if conditions.is_empty() { "else".to_owned() } else { conditions.join(" ") };
         format!("{conditions}: {}\n", line.text)
     };
-    lines(ring, goal).into_iter().map(text).collect()
+    section.lines.iter().map(text).collect()
 }
 
-fn input_line(state: &str, goal: &str) -> String {
-    format!("{state} | goal {goal}")
+fn input_line(section: &Section) -> String {
+    format!("{} | goal {}", section.state, section.goal)
 }
 
 #[test]
@@ -81,10 +77,7 @@ fn transitions_listed_are_those_of_the_code() {
         found.push_str(&format!("\n{input}\n{SEPARATOR}\n{}", decisions(input)));
         inputs.push(input);
     }
-    let all: Vec<String> = rings()
-        .iter()
-        .flat_map(|ring| GOALS.map(|(goal, _)| input_line(&state(ring.as_ref()), goal)))
-        .collect();
+    let all: Vec<String> = SECTIONS.iter().map(input_line).collect();
     assert_eq!(inputs, all, "every phase with every goal, once");
     compare(&path, &written, &found);
 }
