@@ -131,6 +131,10 @@ flake: ## One scenario N times in one lab: make flake SCENARIO=foreign N=20
 	@test -n "$(SCENARIO)" || { echo 'make flake SCENARIO=NAME [N=20]; cargo lab list names the scenarios'; exit 1; }
 	$(LAB) run --times $(N) $(SCENARIO)
 
+.PHONY: mutants
+mutants: tools ## Faults planted into the product, each of which its stage of the gate must catch.
+	tests/mutants/run
+
 .PHONY: deny
 deny: ## Licenses and sources of the dependencies (installs cargo-deny).
 	command -v cargo-deny > /dev/null || cargo install --locked --quiet cargo-deny
