@@ -79,7 +79,7 @@ pub struct Scenario {
     pub tier: Tier,
     /// Usual duration in the gate, in seconds.
     pub estimate: u32,
-    /// It judges gaps or speed: nothing else is to run on this machine meanwhile.
+    /// Nothing else is to run on this machine meanwhile: it judges gaps or speed, or a machine that is too busy fails it.
     pub alone: bool,
     /// What it does.
     pub run: Run,
