@@ -38,13 +38,15 @@ BESIDE := sim fuzz-gate
 .PHONY: test
 test: tools check unit kernel-tests api-tests ## The gate: lints, unit tests, simulator, real kernel, real API server, every scenario.
 	$(call stage,'scenarios on a real cluster$(,) and beside them: $(BESIDE)')
-	$(LAB) run all --beside 'make --no-print-directory $(BESIDE)'
+	$(LAB) run all --lanes 1 --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'make test: ok')
 
 .PHONY: test-full
 test-full: tools check unit kernel-tests api-tests ## The same with the long figures.
 	$(call stage,'scenarios at length$(,) and beside them: $(BESIDE)')
-	$(LAB) run all --full --beside 'make --no-print-directory $(BESIDE)'
+	$(LAB) run all --full --lanes 1 --beside 'make --no-print-directory $(BESIDE)'
+	$(call stage,'MKE manifest as it is$(,) on the oldest Kubernetes that serves it')
+	$(LAB) run --kubernetes 1.20 mke-manifest
 
 .PHONY: tools
 tools: # What tests need beside Rust: a second implementation of the wire scheme, and libFuzzer's C++.
