@@ -38,13 +38,13 @@ BESIDE := sim fuzz-gate
 .PHONY: test
 test: tools check unit kernel-tests api-tests ## The gate: lints, unit tests, simulator, real kernel, real API server, every scenario.
 	$(call stage,'scenarios on a real cluster$(,) and beside them: $(BESIDE)')
-	$(LAB) run all --lanes 1 --beside 'make --no-print-directory $(BESIDE)'
+	$(LAB) run all --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'make test: ok')
 
 .PHONY: test-full
 test-full: tools check unit kernel-tests api-tests ## The same with the long figures.
 	$(call stage,'scenarios at length$(,) and beside them: $(BESIDE)')
-	$(LAB) run all --full --lanes 1 --beside 'make --no-print-directory $(BESIDE)'
+	$(LAB) run all --full --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'MKE manifest as it is$(,) on the oldest Kubernetes that serves it')
 	$(LAB) run --kubernetes 1.20 mke-manifest
 
@@ -67,9 +67,13 @@ check: ## Format and lints.
 		| while read -r crate; do grep -qE "[| ]$$crate[, ]" docs/dependencies.md \
 			|| { echo "docs/dependencies.md does not say what $$crate is for"; exit 1; }; done
 	# What decides does no I/O, and draws no random numbers by itself.
-	@for crate in keyring common manager-core; do \
+	@for crate in keyring rotation agent-core manager-core; do \
 		! cargo tree --quiet --package secureoverlay-$$crate --edges normal --prefix none \
 			| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "secureoverlay-$$crate can do I/O"; exit 1; }; done
+	# Pronouns that name no component, and words of the protocol before (CHANGELOG says what they became).
+	@! git grep --line-number --ignore-case --word-regexp --extended-regexp \
+		'somebody|nobody|anybody|everybody|whoever|whom|incarnations?|burnt|relent(ed)?|roster|descent|census|press-on|oversized' \
+		-- '*.rs' '*.md' '*.yaml' '*.py' '*.sh' '*.toml' ':!CHANGELOG.md' || { echo "docs/architecture.md has the words"; exit 1; }
 	@grep -ohE '`(agent|common|fuzz|manager|manifests|tests)/[A-Za-z0-9_./-]+\.[a-z]+`' README.md docs/*.md docs/*/*.md | tr -d '`' \
 		| sort -u | while read -r file; do test -e "$$file" || { echo "the docs name $$file, which is not there"; exit 1; }; done
 
@@ -90,7 +94,7 @@ sim: ## Simulated clusters full of faults, and wrong variants that must be notic
 	$(SIMULATOR) --steps $(SIM_STEPS)
 
 .PHONY: soak
-soak: ## The same without end, from seeds that nobody has tried.
+soak: ## The same without end, from seeds that were not tried before.
 	$(SIMULATOR) --soak --first $$(date +%s)000
 
 .PHONY: fuzz-gate

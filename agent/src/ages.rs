@@ -13,9 +13,9 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge},
     registry::Unit,
 };
-use secureoverlay_common::ring::Ring;
+use secureoverlay_keyring::keyring::KeyRing;
 
-/// A rotation that is later than this is worth waking somebody up for.
+/// A rotation that is later than this is worth an alert at night.
 pub const LATE: Duration = Duration::from_secs(600);
 
 /// When what of the ring came. Cheap to clone.
@@ -32,7 +32,7 @@ struct Times {
 
 impl Ages {
     /// Takes the ring that counts at `now`.
-    pub fn ring(&self, ring: Option<&Ring>, now: Timestamp) {
+    pub fn ring(&self, ring: Option<&KeyRing>, now: Timestamp) {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *times = ring.map(|ring| Times {
             revision: ring.revision,
@@ -63,7 +63,7 @@ impl Ages {
 
 /// For how long the next rotation has been due, where that is too long.
 #[must_use]
-pub fn late(ring: &Ring, now: Timestamp) -> Option<Duration> {
+pub fn late(ring: &KeyRing, now: Timestamp) -> Option<Duration> {
     ring.active()?;
     let overdue = Duration::try_from(now.duration_since(ring.next_rotation?)).ok()?;
     (overdue > LATE).then_some(overdue)
@@ -89,15 +89,17 @@ mod tests {
         Timestamp::from_second(seconds).unwrap()
     }
 
-    fn ring(revision: u64, active: bool) -> Ring {
+    fn ring(revision: u64, active: bool) -> KeyRing {
         let role = if active { "active" } else { "staged" };
         let text = format!(
-            "version: 1\nrevision: {revision}\nenforcement: permissive\nnextRotation: 1970-01-01T01:00:00Z\n\
-             generations:\n- {{id: 1, uid: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b61, role: {role}, suite: aes128gcm8, \
+            "version: 1\nrevision: {revision}\nackId: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b60\nsettings: {{enforcement: Auto, \
+             cipherSuite: aes128gcm8, rotation: {{interval: 12h, minimumInterval: 5m, historyLimit: 10}}, deletionPolicy: \
+             Disable}}\nenforcement: permissive\nnextRotation: 1970-01-01T01:00:00Z\n\
+             generations:\n- {{id: 1, uid: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b61, role: {role}, suite: aes128gcm8, traffic: ipip, identities: announced, \
              key: AAECAwQFBgcICQoLDA0ODw==, spiSeed: EBESExQVFhcYGRobHB0eHw==, createdAt: 1970-01-01T00:00:00Z, \
              roleSince: 1970-01-01T00:01:40Z}}\n"
         );
-        Ring::parse(text.as_bytes()).unwrap()
+        KeyRing::parse(text.as_bytes()).unwrap()
     }
 
     #[test]

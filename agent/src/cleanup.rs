@@ -1,33 +1,37 @@
 //! `cleanup`: takes everything of ours out of this node's kernel.
 
-use std::time::Instant;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use secureoverlay_agent_core::{
+    journal::{Journal, NoStore, Record},
+    kernel::Kernel,
+    plan::ReconcileTarget,
+    reconcile::{Reconciler, SaLimits},
+    teardown::TeardownPhase,
+};
 
 use crate::{
-    agent::Target,
-    kernel::{Kernel, XfrmSocket},
-    lock::Lock,
-    plan::Stage,
-    reconcile::Reconciler,
-    worker::make_plan,
+    kernel::{KernelError, XfrmSocket},
+    state_directory::{StateDirectory, StateError},
 };
 
 /// Runs the command; says what it did.
 ///
 /// # Errors
 /// An agent runs, the kernel can't be asked, or something is left.
-pub fn cleanup(force: bool) -> Result<String> {
-    let lock = Lock::take().context("looking for a running agent")?;
-    if lock.is_none() && !force {
+pub fn cleanup(force: bool, directory: &Path) -> Result<String> {
+    let lock = StateDirectory::open(directory);
+    if matches!(lock, Err(StateError::AnotherAgentRuns { .. })) && !force {
         bail!("an agent runs on this node: delete its DaemonSet first, or use --force");
     }
     clean(XfrmSocket::open()?)
 }
 
-fn clean(kernel: impl Kernel) -> Result<String> {
-    let nothing = make_plan(&Target { stage: Stage::Gone, content: None });
-    let outcome = Reconciler::new(kernel).run(&nothing, Instant::now())?;
+fn clean(kernel: impl Kernel<Error = KernelError>) -> Result<String> {
+    let nothing = ReconcileTarget { teardown: TeardownPhase::Removed, input: None };
+    let journal = Journal::new(Record::default(), NoStore);
+    let outcome = Reconciler::new(kernel, journal, SaLimits::default()).run(&nothing)?;
     if outcome.failed.is_empty() {
         return Ok(match outcome.changed {
             0 => "nothing of ours was in this node's kernel".to_owned(),

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use secureoverlay_daemon::{duration, log};
 
-use crate::{agent::Settings, reconcile::Limits};
+use secureoverlay_agent_core::{agent::AgentSettings, reconcile::SaLimits};
 
 /// Encrypts Calico's IP-in-IP traffic between nodes with IPsec: the agent for one node.
 ///
@@ -53,7 +53,7 @@ pub enum Command {
 #[command(next_help_heading = "Node")]
 pub struct Node {
     /// Name of this node's Node object
-    #[arg(long, env = "MY_NODE_NAME", value_name = "NAME")]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
     /// The mounted key ring, read where the agent may not read the Secret through the API
     #[arg(
@@ -63,23 +63,24 @@ pub struct Node {
         value_name = "FILE"
     )]
     pub ring_file: PathBuf,
-    /// Directory for the journal of used keys, gone with the boot (tmpfs). Where it does not exist, they are remembered
+    /// Directory for identity, state and the journal of used keys, gone with the boot (tmpfs). Where it is none, they last
     /// only until the agent ends
     #[arg(
         long,
-        env = "SECUREOVERLAY_JOURNAL_DIR",
+        env = "SECUREOVERLAY_STATE_DIRECTORY",
         default_value = "/run/secureoverlay",
         value_name = "DIRECTORY"
     )]
-    pub journal_dir: PathBuf,
+    pub state_directory: PathBuf,
     /// Where /healthz, /readyz and /metrics are served. The agent shares the node's network: any other address than
-    /// the loopback is open to whoever reaches the node
-    #[arg(long, env = "SECUREOVERLAY_LISTEN", default_value = "127.0.0.1:9467", value_name = "ADDRESS:PORT")]
-    pub listen: SocketAddr,
-    /// UDP port of this node's tunnel address at which nodes probe whether ESP passes between them, the same on all;
-    /// 0 switches probing off
-    #[arg(long, env = "SECUREOVERLAY_PROBE_PORT", default_value_t = 9468, value_name = "PORT")]
-    pub probe_port: u16,
+    /// the loopback is open to every host that reaches the node
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_METRICS_BIND_ADDRESS",
+        default_value = "127.0.0.1:9467",
+        value_name = "ADDRESS:PORT"
+    )]
+    pub metrics_bind_address: SocketAddr,
     /// What to do where the tunnel's MTU leaves no room for ESP, so that large packets would be lost. A node that encrypts
     /// already goes on until it boots, and where every node insists, or the manager can't read what nodes say (MKE's
     /// manifest), it is only told
@@ -111,9 +112,9 @@ pub struct Timing {
           value_parser = duration::parse, value_name = "DURATION")]
     pub reconcile_debounce: Duration,
     /// How often the kernel is compared with the plan though nothing is known to have changed
-    #[arg(long, env = "SECUREOVERLAY_RESYNC", default_value = "60s",
+    #[arg(long, env = "SECUREOVERLAY_RESYNC_INTERVAL", default_value = "60s",
           value_parser = duration::parse_positive, value_name = "DURATION")]
-    pub resync: Duration,
+    pub resync_interval: Duration,
     /// By how much nodes may differ in noticing that encryption is being switched off: each step waits this long for
     /// the slowest. Two steps have to fit into the pod's termination grace period
     #[arg(long, env = "SECUREOVERLAY_REMOVAL_SKEW", default_value = "4s",
@@ -124,11 +125,11 @@ pub struct Timing {
 impl Config {
     /// What the decisions depend on.
     #[must_use]
-    pub const fn settings(&self) -> Settings {
-        let Timing { reconcile_debounce: debounce, resync, removal_skew } = self.timing;
-        let Node { probe_port, mtu_policy, .. } = self.node;
+    pub const fn settings(&self) -> AgentSettings {
+        let Timing { reconcile_debounce: debounce, resync_interval: resync, removal_skew } = self.timing;
+        let mtu_policy = self.node.mtu_policy;
         let needs_room = matches!(mtu_policy, MtuPolicy::Block);
-        Settings { debounce, resync, removal_skew, probe_port, needs_room }
+        AgentSettings { debounce, resync, skew: removal_skew, needs_room }
     }
 }
 
@@ -137,16 +138,16 @@ impl Config {
 #[command(next_help_heading = "Limits")]
 pub struct SoftLimits {
     /// Ask for new keys when an SA has carried this many packets
-    #[arg(long, env = "SECUREOVERLAY_SOFT_PACKET_LIMIT", default_value_t = Limits::default().packets,
+    #[arg(long, env = "SECUREOVERLAY_SOFT_PACKET_LIMIT", default_value_t = SaLimits::default().packets,
           value_parser = value_parser!(u64).range(1..), value_name = "PACKETS")]
     pub soft_packet_limit: u64,
     /// Ask for new keys when an SA has carried this many bytes
-    #[arg(long, env = "SECUREOVERLAY_SOFT_BYTE_LIMIT", default_value_t = Limits::default().bytes,
+    #[arg(long, env = "SECUREOVERLAY_SOFT_BYTE_LIMIT", default_value_t = SaLimits::default().bytes,
           value_parser = value_parser!(u64).range(1..), value_name = "BYTES")]
     pub soft_byte_limit: u64,
 }
 
-impl From<SoftLimits> for Limits {
+impl From<SoftLimits> for SaLimits {
     fn from(limits: SoftLimits) -> Self {
         Self { packets: limits.soft_packet_limit, bytes: limits.soft_byte_limit }
     }
@@ -171,8 +172,7 @@ mod tests {
     #[test]
     fn the_loopback_is_the_default() {
         let config = Config::parse_from(["agent", "--node-name", "a"]);
-        assert!(config.node.listen.ip().is_loopback() && config.command.is_none());
+        assert!(config.node.metrics_bind_address.ip().is_loopback() && config.command.is_none());
         assert_eq!(config.timing.removal_skew, Duration::from_secs(4));
-        assert_eq!(config.settings().probe_port, 9468);
     }
 }

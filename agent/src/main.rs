@@ -32,7 +32,9 @@ fn main() -> ExitCode {
 fn start(config: Config) -> anyhow::Result<ExitCode> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match config.command {
-        Some(Command::Cleanup { force }) => println!("{}", cleanup::cleanup(force)?),
+        Some(Command::Cleanup { force }) => {
+            println!("{}", cleanup::cleanup(force, &config.node.state_directory)?);
+        }
         Some(Command::Check) => {
             let report = runtime()?.block_on(check::check(&config.node));
             println!("{report}");

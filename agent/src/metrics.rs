@@ -15,44 +15,57 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use secureoverlay_common::ring::{Ring, Role};
+use secureoverlay_k8s::node_encryption::Durability;
+use secureoverlay_keyring::keyring::{KeyRing, Role};
 
-use crate::{ages::Ages, journal::Keeping, kernel::xfrm_stat, mtu::Finding, worker::Attempted};
+use crate::{ages::Ages, kernel::xfrm_stat, mtu::Finding, worker::ReconcileAttempt};
 
 /// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RoleLabel {
+struct RoleLabel {
     role: &'static str,
 }
 
-/// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ResultLabel {
+struct KeyLabels {
+    role: &'static str,
+    generation: u64,
+    suite: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
     result: &'static str,
 }
 
-/// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct InterfaceLabel {
+struct InterfaceLabel {
     interface: String,
 }
 
-/// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RuleLabel {
+struct RuleLabel {
     rule: &'static str,
 }
 
-/// One label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct WatchLabel {
-    /// What is watched.
-    pub watch: &'static str,
+struct WatchLabel {
+    watch: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KeepingLabel {
-    keeping: &'static str,
+struct DurabilityLabel {
+    durability: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabel {
+    version: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,38 +74,40 @@ struct CounterLabel {
 }
 
 /// All metrics of the agent. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Metrics {
     ring_valid: Gauge,
     ring_revision: Gauge,
     next_rotation: Gauge,
-    generation: Family<RoleLabel, Gauge>,
+    keys: Family<KeyLabels, Gauge>,
     role_since: Family<RoleLabel, Gauge>,
-    node_problems: Gauge,
-    peers_desired: Gauge,
-    peers_programmed: Gauge,
-    states_desired: Gauge,
+    peer_problems: Gauge,
+    pairs: Family<StateLabel, Gauge>,
+    unproven_pairs: Gauge,
+    sas_desired: Gauge,
     policies_desired: Gauge,
     findings: Gauge,
     changes: Counter,
     failed_changes: Counter,
     reconciles: Family<ResultLabel, Counter>,
-    reconcile_seconds: Histogram,
+    reconcile_duration: Option<Histogram>,
     last_success: Gauge,
-    mtu_tunnel: Family<InterfaceLabel, Gauge>,
-    mtu_limit: Family<RuleLabel, Gauge>,
+    tunnel_mtu: Family<InterfaceLabel, Gauge>,
+    tunnel_mtu_limit: Family<RuleLabel, Gauge>,
     mtu_valid: Gauge,
-    obstacles: Gauge,
-    astray: Gauge,
+    enforcement_blockers: Gauge,
+    bypassing_routes: Gauge,
     watch_errors: Family<WatchLabel, Counter>,
-    removing: Gauge,
-    lost: Counter,
-    burnt: Gauge,
-    spent: Gauge,
-    journal: Family<KeepingLabel, Gauge>,
-    esp_unreachable: Gauge,
+    uninstalling: Gauge,
+    lost_sas: Counter,
+    policy_flushes: Counter,
+    unanswered_pairs: Gauge,
+    instances_drawn: Counter,
+    exhausted_generations: Gauge,
+    journal: Family<DurabilityLabel, Gauge>,
+    build: Family<VersionLabel, Gauge>,
     probes_ignored: Counter,
-    acknowledgements: Family<ResultLabel, Counter>,
+    status_writes: Family<ResultLabel, Counter>,
     ages: Ages,
 }
 
@@ -100,39 +115,9 @@ impl Metrics {
     /// The metrics, and the registry that they are in.
     #[must_use]
     pub fn new() -> (Self, Registry) {
-        let metrics = Self {
-            ring_valid: Gauge::default(),
-            ring_revision: Gauge::default(),
-            next_rotation: Gauge::default(),
-            generation: Family::default(),
-            role_since: Family::default(),
-            node_problems: Gauge::default(),
-            peers_desired: Gauge::default(),
-            peers_programmed: Gauge::default(),
-            states_desired: Gauge::default(),
-            policies_desired: Gauge::default(),
-            findings: Gauge::default(),
-            changes: Counter::default(),
-            failed_changes: Counter::default(),
-            reconciles: Family::default(),
-            reconcile_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
-            last_success: Gauge::default(),
-            mtu_tunnel: Family::default(),
-            mtu_limit: Family::default(),
-            mtu_valid: Gauge::default(),
-            obstacles: Gauge::default(),
-            astray: Gauge::default(),
-            watch_errors: Family::default(),
-            removing: Gauge::default(),
-            lost: Counter::default(),
-            burnt: Gauge::default(),
-            spent: Gauge::default(),
-            journal: Family::default(),
-            esp_unreachable: Gauge::default(),
-            probes_ignored: Counter::default(),
-            acknowledgements: Family::default(),
-            ages: Ages::default(),
-        };
+        let reconcile_duration = Some(Histogram::new(exponential_buckets(0.001, 4.0, 8)));
+        let metrics = Self { reconcile_duration, ..Self::default() };
+        metrics.build.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         let mut registry = Registry::with_prefix("secureoverlay_agent");
         metrics.register(&mut registry);
         registry.register_collector(Box::new(XfrmCounters));
@@ -142,98 +127,114 @@ impl Metrics {
 
     fn register(&self, registry: &mut Registry) {
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        gauge("ring_valid", "1 while the source shows a key ring that counts", &self.ring_valid);
-        gauge("ring_revision", "Revision of the key ring that counts", &self.ring_revision);
+        gauge("ring_valid", "1 while the source shows a valid key ring", &self.ring_valid);
+        gauge("ring_revision", "Revision of the key ring in use", &self.ring_revision);
         gauge(
             "next_rotation_timestamp_seconds",
-            "When the next rotation is due, 0 if unknown",
+            "Time of the next rotation, 0 if unknown",
             &self.next_rotation,
         );
-        gauge("node_problems", "Nodes that can't be used as they are, see the log", &self.node_problems);
-        gauge("peers_desired", "Nodes to encrypt with", &self.peers_desired);
+        gauge("peer_problems", "Objects of peers that can't be used, see the log", &self.peer_problems);
         gauge(
-            "peers_programmed",
-            "Nodes whose SAs and policies are all in the kernel",
-            &self.peers_programmed,
+            "unproven_pairs",
+            "Peers that have not answered by ESP with the active generation",
+            &self.unproven_pairs,
         );
-        gauge("states_desired", "SAs that the kernel should hold", &self.states_desired);
+        gauge(
+            "unanswered_pairs",
+            "Pairs whose last three pings by the SA that is sent with got no answer",
+            &self.unanswered_pairs,
+        );
+        gauge("sas_desired", "SAs that the kernel should hold", &self.sas_desired);
         gauge("policies_desired", "Policies that the kernel should hold", &self.policies_desired);
-        gauge("findings", "Things in the kernel that stand in the way, see the log", &self.findings);
+        gauge("findings", "Problems found in the kernel, see the log", &self.findings);
         gauge(
             "last_success_timestamp_seconds",
-            "When the kernel last was as it should be",
+            "Time when the kernel last was as it should be",
             &self.last_success,
         );
         gauge("mtu_valid", "1 while the tunnel's MTU leaves room for encryption", &self.mtu_valid);
-        gauge("obstacles", "Things that let traffic past encryption, see the log", &self.obstacles);
         gauge(
-            "routes_around_tunnel",
-            "Routes to pods of other nodes that lead around the tunnel, unencrypted",
-            &self.astray,
-        );
-        gauge("removing", "1 while or after everything of ours is taken off this node", &self.removing);
-        gauge(
-            "burnt_generations",
-            "Generations for which this node has asked for a new incarnation, because SAs were lost",
-            &self.burnt,
+            "enforcement_blockers",
+            "Reasons why this node can't guarantee encryption, see the log",
+            &self.enforcement_blockers,
         );
         gauge(
-            "spent_generations",
-            "Generations that this node wants replaced: an SA is past a limit, or two nodes have one SPI",
-            &self.spent,
+            "bypassing_routes",
+            "Routes to pods of other nodes that bypass the tunnel, unencrypted",
+            &self.bypassing_routes,
         );
         gauge(
-            "esp_unreachable_peers",
-            "Peers that ESP probes got no answer from; 0 also while nothing is probed",
-            &self.esp_unreachable,
+            "uninstalling",
+            "1 while or after everything of ours is removed from this node",
+            &self.uninstalling,
+        );
+        gauge(
+            "exhausted_generations",
+            "Generations to be replaced because an SA has reached a limit",
+            &self.exhausted_generations,
         );
         registry.register(
             "probes_ignored",
-            "Packets at the probe port that were malformed, from nobody known, or an answer to nothing",
+            "Packets at the probe ports that were malformed, from no peer, or an answer to nothing",
             self.probes_ignored.clone(),
         );
-        registry.register("lost_states", "SAs that somebody else took out of the kernel", self.lost.clone());
-        registry.register("journal", "1 for how used keys are remembered", self.journal.clone());
         registry.register(
-            "acknowledgement_writes",
-            "Attempts to write this node's NodeEncryption",
-            self.acknowledgements.clone(),
+            "lost_sas",
+            "SAs that other programs removed from the kernel",
+            self.lost_sas.clone(),
         );
-        registry.register("generation", "Number of the generation with this role", self.generation.clone());
         registry.register(
-            "generation_role_since_timestamp_seconds",
-            "Since when the generation has this role",
+            "policy_flushes",
+            "Flushes of all policies by other programs, after which they were put back from memory",
+            self.policy_flushes.clone(),
+        );
+        registry.register("instances_drawn", "New instances of this process", self.instances_drawn.clone());
+        registry.register("journal_info", "How long used keys are remembered", self.journal.clone());
+        registry.register("build_info", "Version of this program", self.build.clone());
+        registry.register(
+            "status_writes",
+            "Attempts to write this node's NodeEncryption",
+            self.status_writes.clone(),
+        );
+        registry.register("pairs", "Pairs with peers by state", self.pairs.clone());
+        registry.register("key_info", "Generations of the key ring", self.keys.clone());
+        registry.register(
+            "key_role_since_timestamp_seconds",
+            "Time since when the generation has this role",
             self.role_since.clone(),
         );
         registry.register("changes", "Changes made to the kernel", self.changes.clone());
         registry.register("failed_changes", "Changes that the kernel refused", self.failed_changes.clone());
-        registry.register("reconcile", "Comparisons of the kernel with the plan", self.reconciles.clone());
+        registry.register("reconciles", "Comparisons of the kernel with the plan", self.reconciles.clone());
+        if let Some(duration) = &self.reconcile_duration {
+            registry.register_with_unit(
+                "reconcile_duration",
+                "Duration of comparisons",
+                Unit::Seconds,
+                duration.clone(),
+            );
+        }
         registry.register_with_unit(
-            "reconcile",
-            "Time they took",
-            Unit::Seconds,
-            self.reconcile_seconds.clone(),
-        );
-        registry.register_with_unit(
-            "mtu_tunnel",
+            "tunnel_mtu",
             "MTU of the tunnel device",
             Unit::Bytes,
-            self.mtu_tunnel.clone(),
+            self.tunnel_mtu.clone(),
         );
         registry.register_with_unit(
-            "mtu_limit",
-            "Largest MTU that fits",
+            "tunnel_mtu_limit",
+            "Largest MTU of the tunnel that fits",
             Unit::Bytes,
-            self.mtu_limit.clone(),
+            self.tunnel_mtu_limit.clone(),
         );
         registry.register("watch_errors", "Failures to watch the API", self.watch_errors.clone());
     }
 
-    /// Shows the ring that counts, and whether the source still shows it, at `now`.
-    pub fn ring(&self, ring: Option<&Ring>, valid: bool, now: Timestamp) {
+    /// Shows the ring in use, and whether the source still shows it, at `now`.
+    pub fn ring(&self, ring: Option<&KeyRing>, valid: bool, now: Timestamp) {
         self.ages.ring(ring, now);
         self.ring_valid.set(valid.into());
-        self.generation.clear();
+        self.keys.clear();
         self.role_since.clear();
         let Some(ring) = ring else { return };
         self.ring_revision.set(gauge(ring.revision));
@@ -244,36 +245,54 @@ impl Metrics {
                 Role::Active => "active",
                 Role::Staged => "staged",
             };
-            self.generation.get_or_create(&RoleLabel { role }).set(gauge(generation.id));
+            let labels = KeyLabels { role, generation: generation.id, suite: generation.suite.name() };
+            self.keys.get_or_create(&labels).set(1);
             self.role_since.get_or_create(&RoleLabel { role }).set(generation.role_since.as_second());
         }
     }
 
-    /// Shows how many problems the Nodes have.
-    pub fn node_problems(&self, count: usize) {
-        self.node_problems.set(gauge(count));
+    /// Shows how many objects of peers can't be used.
+    pub fn peer_problems(&self, count: usize) {
+        self.peer_problems.set(gauge(count));
+    }
+
+    /// Shows how many pairs there are, and how many of them are pinned and held.
+    pub fn pairs(&self, all: usize, with_policy: usize, held: usize) {
+        let states = [
+            ("pinned", with_policy.saturating_sub(held)),
+            ("held", held),
+            ("open", all.saturating_sub(with_policy)),
+        ];
+        for (state, count) in states {
+            self.pairs.get_or_create(&StateLabel { state }).set(gauge(count));
+        }
+    }
+
+    /// Shows how many peers have not answered with the active generation.
+    pub fn unproven_pairs(&self, count: u32) {
+        self.unproven_pairs.set(count.into());
+    }
+
+    /// Shows how many pinned pairs give no answers.
+    pub fn unanswered_pairs(&self, count: usize) {
+        self.unanswered_pairs.set(gauge(count));
     }
 
     /// Counts an attempt, which ended at `now` (seconds since 1970).
-    pub fn attempt(&self, attempted: &Attempted, now: i64) {
-        self.states_desired.set(gauge(attempted.states));
-        self.policies_desired.set(gauge(attempted.policies));
-        self.reconcile_seconds.observe(attempted.took.as_secs_f64());
-        let result = match &attempted.run {
-            Ok(outcome) => {
-                self.peers_desired.set(gauge(outcome.peers_desired));
-                self.peers_programmed.set(gauge(outcome.peers_programmed));
-                self.findings.set(gauge(outcome.findings.len() + attempted.collisions.len()));
-                self.changes.inc_by(outcome.changed as u64);
-                self.failed_changes.inc_by(outcome.failed.len() as u64);
-                self.lost.inc_by(outcome.lost as u64);
-                self.burnt.set(gauge(outcome.burnt.len()));
-                self.spent.set(gauge(outcome.spent.len()));
-                self.journal.clear();
-                if let Some(keeping) = outcome.journal.map(Keeping::name) {
-                    self.journal.get_or_create(&KeepingLabel { keeping }).set(1);
-                }
-                if outcome.is_complete() { "complete" } else { "partial" }
+    pub fn attempt(&self, attempt: &ReconcileAttempt, now: i64) {
+        if let Some(duration) = &self.reconcile_duration {
+            duration.observe(attempt.took.as_secs_f64());
+        }
+        let result = match &attempt.run {
+            Ok(report) => {
+                self.sas_desired.set(gauge(report.planned.0));
+                self.policies_desired.set(gauge(report.planned.1));
+                self.findings.set(gauge(report.findings.len() + report.refused.len()));
+                self.changes.inc_by(report.changed as u64);
+                self.failed_changes.inc_by(report.failed.len() as u64);
+                self.lost_sas.inc_by(report.lost as u64);
+                self.exhausted_generations.set(gauge(report.exhausted.len()));
+                if report.is_complete() { "complete" } else { "partial" }
             }
             Err(_) => "failed",
         };
@@ -283,44 +302,55 @@ impl Metrics {
         self.reconciles.get_or_create(&ResultLabel { result }).inc();
     }
 
+    /// Shows how long used keys are remembered.
+    pub fn durability(&self, durability: Durability) {
+        let durability = match durability {
+            Durability::Unknown => "unknown",
+            Durability::Boot => "boot",
+            Durability::Volatile => "volatile",
+            Durability::Failing => "failing",
+        };
+        self.journal.clear();
+        self.journal.get_or_create(&DurabilityLabel { durability }).set(1);
+    }
+
     /// Shows the tunnel's MTU.
     pub fn mtu(&self, finding: Option<&Finding>) {
-        self.mtu_tunnel.clear();
-        self.mtu_limit.clear();
+        self.tunnel_mtu.clear();
+        self.tunnel_mtu_limit.clear();
         self.mtu_valid.set(finding.is_none_or(Finding::valid).into());
         if let Some(finding) = finding {
             let interface = finding.tunnel.interface.clone();
-            self.mtu_tunnel.get_or_create(&InterfaceLabel { interface }).set(finding.tunnel.mtu.into());
+            self.tunnel_mtu.get_or_create(&InterfaceLabel { interface }).set(finding.tunnel.mtu.into());
             for (rule, limit) in [("mke", finding.bound.mke), ("kernel", finding.bound.kernel)] {
-                self.mtu_limit.get_or_create(&RuleLabel { rule }).set(limit.into());
+                self.tunnel_mtu_limit.get_or_create(&RuleLabel { rule }).set(limit.into());
             }
         }
     }
 
-    /// Shows how many peers ESP does not reach.
-    pub fn esp_unreachable(&self, count: usize) {
-        self.esp_unreachable.set(gauge(count));
-    }
-
-    /// Counts a packet at the probe port that is no probe of a peer's.
+    /// Counts a packet at a probe port that is no probe of a peer's.
     pub fn probe_ignored(&self) {
         self.probes_ignored.inc();
     }
 
-    /// How many such packets there were.
-    #[cfg(test)]
-    pub fn probes_ignored(&self) -> u64 {
-        self.probes_ignored.get()
+    /// Counts a flush of policies by another program.
+    pub fn policies_flushed(&self) {
+        self.policy_flushes.inc();
     }
 
-    /// Shows how many things let traffic past encryption.
-    pub fn obstacles(&self, count: usize) {
-        self.obstacles.set(gauge(count));
+    /// Counts a new instance.
+    pub fn instance_drawn(&self) {
+        self.instances_drawn.inc();
     }
 
-    /// Shows how many routes lead around the tunnel.
-    pub fn astray(&self, count: usize) {
-        self.astray.set(gauge(count));
+    /// Shows how many things keep this node from enforcing.
+    pub fn enforcement_blockers(&self, count: usize) {
+        self.enforcement_blockers.set(gauge(count));
+    }
+
+    /// Shows how many routes bypass the tunnel.
+    pub fn bypassing_routes(&self, count: usize) {
+        self.bypassing_routes.set(gauge(count));
     }
 
     /// Counts a failure to watch `watch`.
@@ -329,19 +359,19 @@ impl Metrics {
     }
 
     /// Counts an attempt to write this node's NodeEncryption.
-    pub fn acknowledgement(&self, result: &'static str) {
-        self.acknowledgements.get_or_create(&ResultLabel { result }).inc();
+    pub fn status_write(&self, result: &'static str) {
+        self.status_writes.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// How many such attempts had this result.
     #[cfg(test)]
-    pub fn acknowledgements(&self, result: &'static str) -> u64 {
-        self.acknowledgements.get_or_create(&ResultLabel { result }).get()
+    pub fn status_writes(&self, result: &'static str) -> u64 {
+        self.status_writes.get_or_create(&ResultLabel { result }).get()
     }
 
     /// Shows that encryption is taken off this node.
-    pub fn removing(&self) {
-        self.removing.set(1);
+    pub fn uninstalling(&self) {
+        self.uninstalling.set(1);
     }
 }
 
@@ -372,45 +402,43 @@ mod tests {
     use std::time::Duration;
 
     use prometheus_client::encoding::text::encode;
+    use secureoverlay_agent_core::reconcile::ReconcileReport;
 
     use super::*;
-    use crate::reconcile::Outcome;
 
     #[test]
     fn every_metric_has_the_prefix_and_is_well_formed() {
         let (metrics, registry) = Metrics::new();
-        metrics.ring(Some(&Ring::off(7, None)), true, Timestamp::now());
-        metrics.acknowledgement("written");
-        let outcome = Outcome {
-            changed: 3,
-            peers_desired: 2,
-            peers_programmed: 2,
-            lost: 5,
-            journal: Some(Keeping::File),
-            ..Outcome::default()
-        };
-        let took = Duration::from_millis(3);
-        metrics
-            .attempt(&Attempted { run: Ok(outcome), states: 8, policies: 2, collisions: vec![], took }, 1234);
+        metrics.status_write("written");
+        let report = ReconcileReport { changed: 3, lost: 5, planned: (8, 2), ..ReconcileReport::default() };
+        metrics.attempt(&ReconcileAttempt { run: Ok(report), took: Duration::from_millis(3) }, 1234);
         metrics.watch_error("nodes");
-        metrics.obstacles(4);
-        metrics.astray(3);
+        metrics.enforcement_blockers(4);
+        metrics.bypassing_routes(3);
+        metrics.durability(Durability::Boot);
+        metrics.pairs(5, 3, 1);
+        metrics.policies_flushed();
+        metrics.unanswered_pairs(2);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(line.starts_with("secureoverlay_agent_"), "{line}");
         }
         for line in [
-            "secureoverlay_agent_ring_revision 7",
-            "secureoverlay_agent_ring_valid 1",
-            "secureoverlay_agent_reconcile_total{result=\"complete\"} 1",
-            "secureoverlay_agent_reconcile_seconds_count 1",
+            "secureoverlay_agent_ring_valid 0",
+            "secureoverlay_agent_reconciles_total{result=\"complete\"} 1",
+            "secureoverlay_agent_reconcile_duration_seconds_count 1",
             "secureoverlay_agent_changes_total 3",
-            "secureoverlay_agent_lost_states_total 5",
-            "secureoverlay_agent_obstacles 4",
-            "secureoverlay_agent_routes_around_tunnel 3",
-            "secureoverlay_agent_journal{keeping=\"file\"} 1",
-            "secureoverlay_agent_acknowledgement_writes_total{result=\"written\"} 1",
+            "secureoverlay_agent_lost_sas_total 5",
+            "secureoverlay_agent_policy_flushes_total 1",
+            "secureoverlay_agent_unanswered_pairs 2",
+            "secureoverlay_agent_sas_desired 8",
+            "secureoverlay_agent_enforcement_blockers 4",
+            "secureoverlay_agent_bypassing_routes 3",
+            "secureoverlay_agent_pairs{state=\"pinned\"} 2",
+            "secureoverlay_agent_pairs{state=\"open\"} 2",
+            "secureoverlay_agent_journal_info{durability=\"boot\"} 1",
+            "secureoverlay_agent_status_writes_total{result=\"written\"} 1",
             "secureoverlay_agent_last_success_timestamp_seconds 1234",
             "secureoverlay_agent_watch_errors_total{watch=\"nodes\"} 1",
         ] {

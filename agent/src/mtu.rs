@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt, net::IpAddr};
 
-use secureoverlay_common::{mtu::Bound, ring::Ring, suite::Suite};
+use secureoverlay_keyring::{keyring::KeyRing, mtu::Bound, suite::Suite};
 
 use crate::{
     kernel::Link,
@@ -145,7 +145,7 @@ pub struct Finding {
 impl Finding {
     /// `None` where there is nothing to compare: no tunnel, no external interface, or no generation in the ring.
     #[must_use]
-    pub fn new(facts: &Facts, ring: &Ring) -> Option<Self> {
+    pub fn new(facts: &Facts, ring: &KeyRing) -> Option<Self> {
         let suites = ring.generations.iter().map(|generation| generation.suite);
         Self::with(facts, suites.max_by_key(|suite| suite.icv_len())?)
     }

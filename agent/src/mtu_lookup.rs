@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use k8s_openapi::{api::apps::v1::DaemonSet, apimachinery::pkg::apis::meta::v1::APIGroupList};
 use kube::{Api, Client};
-use secureoverlay_common::names::NAMESPACE;
 use secureoverlay_daemon::client::describe;
+use secureoverlay_k8s::names::NAMESPACE;
 use tokio::{
     sync::{mpsc::Sender, watch},
     time::sleep,
 };
 
 use crate::{
-    agent::Event,
+    inputs::Input,
     mtu_setting::{DAEMON_SET, MtuSetting},
     rights::Patience,
 };
@@ -21,7 +21,7 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(600);
 
 /// Tells what sets the MTU while that is `needed`, for as long as the agent runs.
-pub async fn follow(client: Client, mut needed: watch::Receiver<bool>, events: Sender<Event>) {
+pub async fn follow(client: Client, mut needed: watch::Receiver<bool>, events: Sender<Input>) {
     let mut patience = Patience::default();
     while needed.wait_for(|needed| *needed).await.is_ok() {
         let setting = look(&client).await;
@@ -29,7 +29,7 @@ pub async fn follow(client: Client, mut needed: watch::Receiver<bool>, events: S
             MtuSetting::Unknown => patience.pause(),
             _ => AGAIN,
         };
-        if events.send(Event::MtuSetting(setting)).await.is_err() {
+        if events.send(Input::MtuSetting(setting)).await.is_err() {
             return;
         }
         sleep(pause).await;
@@ -122,7 +122,7 @@ mod tests {
             assert!(asked.lock().unwrap().is_empty());
             need.send_replace(true);
             let mut told = async || match inbox.recv().await {
-                Some(Event::MtuSetting(setting)) => (setting, Instant::now()),
+                Some(Input::MtuSetting(setting)) => (setting, Instant::now()),
                 _ => panic!("another event, or none"),
             };
             let (first, second) = (told().await, told().await);

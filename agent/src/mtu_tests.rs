@@ -6,6 +6,11 @@ use crate::{
 
 const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
+/// A ring up to its generations.
+const HEAD: &str = "version: 1\nrevision: 1\nackId: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b60\nsettings: {enforcement: Auto, \
+                    cipherSuite: aes128gcm8, rotation: {interval: 12h, minimumInterval: 5m, historyLimit: 10}, \
+                    deletionPolicy: Disable}\n";
+
 fn addr(last: u8) -> IpAddr {
     [192, 0, 2, last].into()
 }
@@ -34,7 +39,7 @@ fn way(third: u8, gateway: u8, oif: u32, mtu: Option<u32>) -> Way {
     Way { to, oif, gateway: (gateway > 0).then(|| addr(gateway)), mtu }
 }
 
-fn ring(suites: &[&str]) -> Ring {
+fn ring(suites: &[&str]) -> KeyRing {
     let generation = |(at, suite): (usize, &&str)| {
         let key = if suite.contains("256") {
             "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -43,13 +48,13 @@ fn ring(suites: &[&str]) -> Ring {
         };
         let (id, role) = (at + 1, ["active", "staged"][at]);
         format!(
-            "- {{id: {id}, uid: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6{id}, role: {role}, suite: {suite}, key: {key}, \
-             spiSeed: EBESExQVFhcYGRobHB0eHw==, createdAt: 2026-11-20T03:00:00Z, roleSince: 2026-11-20T03:05:00Z}}\n"
+            "- {{id: {id}, uid: 0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6{id}, role: {role}, suite: {suite}, traffic: ipip, \
+             identities: announced, key: {key}, spiSeed: EBESExQVFhcYGRobHB0eHw==, createdAt: 2026-11-20T03:00:00Z, roleSince: 2026-11-20T03:05:00Z}}\n"
         )
     };
     let generations: String = suites.iter().enumerate().map(generation).collect();
-    let document = format!("version: 1\nrevision: 1\nenforcement: permissive\ngenerations:\n{generations}");
-    Ring::parse(document.as_bytes()).unwrap()
+    let document = format!("{HEAD}enforcement: permissive\ngenerations:\n{generations}");
+    KeyRing::parse(document.as_bytes()).unwrap()
 }
 
 /// With eth0 of 1500 bytes.
@@ -101,7 +106,10 @@ fn tunnels_of_other_plugins_need_no_calico_command() {
 fn the_largest_overhead_in_the_ring_counts() {
     let finding = Finding::new(&facts(1452), &ring(&["aes128gcm8", "aes256gcm16"])).unwrap();
     assert_eq!((finding.valid(), finding.bound.accepted()), (false, 1444));
-    assert_eq!(Finding::new(&facts(1480), &Ring::off(1, None)), None);
+    assert_eq!(
+        Finding::new(&facts(1480), &KeyRing::parse(format!("{HEAD}enforcement: off\n").as_bytes()).unwrap()),
+        None
+    );
 }
 
 #[test]

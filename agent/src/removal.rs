@@ -5,13 +5,16 @@
 
 use std::time::{Duration, Instant};
 
-use secureoverlay_common::uid::Uid;
+use secureoverlay_keyring::uid::Uid;
 
 /// Refusals that it takes in the mode without access to DaemonSets: a healthy API server refuses a valid token for
 /// moments after its own start.
 const REFUSALS: u32 = 4;
 /// The time over which they must extend.
 const REFUSED_FOR: Duration = Duration::from_millis(1500);
+/// For how long it is asked again when an answer says nothing. MKE's manifest gives a pod 10 s to end; the question about
+/// the DaemonSet before this takes up to 2 of them, and the removal itself 4.
+pub const UNCLEAR_FOR: Duration = Duration::from_secs(3);
 
 /// Our DaemonSet, as the API shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,22 +103,37 @@ pub enum Access {
 }
 
 /// Proof of a removal where DaemonSets can't be read: the role that came with it is gone, steadily.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Refusals {
-    first: Option<Instant>,
-    count: u32,
+    begun: Instant,
+    /// Since when it is refused, and how often it was since then.
+    row: Option<(Instant, u32)>,
 }
 
 impl Refusals {
-    /// Takes one more answer; `None` while there are too few.
+    /// Nothing was answered yet.
+    #[must_use]
+    pub const fn new(now: Instant) -> Self {
+        Self { begun: now, row: None }
+    }
+
+    /// Takes one more answer; `None` where it takes another to tell.
     pub fn note(&mut self, access: Access, now: Instant) -> Option<Verdict> {
-        if access != Access::Refused {
-            return Some(Verdict::Restart);
+        match access {
+            Access::Granted => Some(Verdict::Restart),
+            // A busy API server answers late, and one that has just started is about to refuse what it will grant: what
+            // was refused before such an answer does not count.
+            Access::Unclear => {
+                self.row = None;
+                (now.duration_since(self.begun) >= UNCLEAR_FOR).then_some(Verdict::Restart)
+            }
+            Access::Refused => {
+                let (first, count) = self.row.map_or((now, 1), |(first, count)| (first, count + 1));
+                self.row = Some((first, count));
+                let steady = count >= REFUSALS && now.duration_since(first) >= REFUSED_FOR;
+                steady.then_some(Verdict::Removal)
+            }
         }
-        self.count += 1;
-        let first = *self.first.get_or_insert(now);
-        let steady = self.count >= REFUSALS && now.duration_since(first) >= REFUSED_FOR;
-        steady.then_some(Verdict::Removal)
     }
 }
 
@@ -167,7 +185,7 @@ mod tests {
 
     fn refusals(answers: &[(Access, u64)]) -> Option<Verdict> {
         let start = Instant::now();
-        let mut refusals = Refusals::default();
+        let mut refusals = Refusals::new(start);
         answers.iter().find_map(|&(access, at)| refusals.note(access, start + Duration::from_millis(at)))
     }
 
@@ -181,8 +199,21 @@ mod tests {
             refusals(&[(Refused, 0), (Refused, 10), (Refused, 20), (Refused, 30), (Refused, 40)]),
             None
         );
-        for moment in [Granted, Unclear] {
-            assert_eq!(refusals(&[(Refused, 0), (moment, 500), (Refused, 1000)]), Some(Verdict::Restart));
-        }
+        assert_eq!(refusals(&[(Refused, 0), (Granted, 500), (Refused, 1000)]), Some(Verdict::Restart));
+        assert_eq!(refusals(&[(Refused, 0), (Unclear, 500), (Refused, 1000), (Refused, 1500)]), None);
+    }
+
+    #[test]
+    fn an_unclear_answer_is_asked_again() {
+        use Access::{Granted, Refused, Unclear};
+        let late = |answer| (answer, u64::try_from(UNCLEAR_FOR.as_millis()).unwrap());
+        assert_eq!(refusals(&[(Unclear, 0), (Unclear, 2500)]), None);
+        assert_eq!(refusals(&[(Unclear, 0), (Granted, 500)]), Some(Verdict::Restart));
+        assert_eq!(refusals(&[(Unclear, 0), late(Unclear)]), Some(Verdict::Restart), "not for ever");
+        assert_eq!(refusals(&[(Refused, 0), (Refused, 2500), late(Unclear)]), Some(Verdict::Restart));
+        let slow_at_first =
+            [(Unclear, 0), (Refused, 2500), (Refused, 3000), (Refused, 3500), (Refused, 4000)];
+        assert_eq!(refusals(&slow_at_first), Some(Verdict::Removal));
+        assert_eq!(refusals(&slow_at_first[..4]), None);
     }
 }

@@ -8,7 +8,7 @@ use secureoverlay_daemon::{access, client::describe};
 /// Between attempts to get an answer, and before a "no" is believed: a healthy API server says "no" for moments after
 /// its own start.
 const PAUSE: Duration = Duration::from_secs(2);
-/// After this time a "no" is first asked for again: somebody may be mending the rights at this moment.
+/// After this time a "no" is first asked for again: the rights may be being mended at this moment.
 const AGAIN_FIRST: Duration = Duration::from_secs(5);
 /// The pause doubles up to this: where it is always "no", 5,000 agents ask.
 const AGAIN_LAST: Duration = Duration::from_secs(300);

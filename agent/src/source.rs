@@ -1,27 +1,21 @@
 //! Where the ring comes from: a watch of the one Secret where that is allowed, the mounted file otherwise.
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     io::Read,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use futures::StreamExt;
-use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{
-    Api, Client, Resource,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Config, watcher},
-    },
-};
-use secureoverlay_common::{
+use kube::Client;
+use secureoverlay_agent_core::{agent::Event, ring_cache::RingInput};
+use secureoverlay_k8s::{
     names::{NAMESPACE, SECRET, SECRET_KEY},
-    ring::MAX_LEN,
+    ring_secret::RingDocument,
+    watch::{Source, Update},
 };
-use serde::{Deserialize, Deserializer};
+use secureoverlay_keyring::keyring::MAX_LEN;
 use tokio::{
     sync::mpsc::Sender,
     time::{Instant, interval},
@@ -29,58 +23,36 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use crate::{
-    agent::Event,
-    held::Content,
+    heard::Heard,
+    inputs::Input,
+    metrics::Metrics,
     rights::{self, Object, Patience},
-    watching::Watching,
+    sources,
 };
 
 /// How often the file is looked at. The kubelet takes far longer to bring a change into it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The Secret with nothing but the ring in it.
-#[derive(Clone, Deserialize, Resource)]
-#[resource(inherit = Secret)]
-struct RingSecret {
-    metadata: ObjectMeta,
-    #[serde(default)]
-    data: Option<Data>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Data {
-    /// [`SECRET_KEY`].
-    #[serde(default, deserialize_with = "wiped")]
-    keys: Option<Zeroizing<Vec<u8>>>,
-}
-
-impl fmt::Debug for RingSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RingSecret").field("name", &self.metadata.name).finish_non_exhaustive()
-    }
-}
-
-fn wiped<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Zeroizing<Vec<u8>>>, D::Error> {
-    Ok(Option::<ByteString>::deserialize(deserializer)?.map(|bytes| Zeroizing::new(bytes.0)))
-}
-
-impl From<RingSecret> for Content {
-    fn from(secret: RingSecret) -> Self {
-        match secret.data.and_then(|data| data.keys) {
-            Some(keys) => Self::Document(keys),
-            None => Self::Absent(format!("the Secret {NAMESPACE}/{SECRET} has no entry {SECRET_KEY:?}")),
+fn input(content: Result<RingDocument, String>) -> RingInput {
+    match content {
+        Ok(RingDocument(Some(document))) => RingInput::Document(document),
+        Ok(RingDocument(None)) => {
+            RingInput::Absent(format!("the Secret {NAMESPACE}/{SECRET} has no entry {SECRET_KEY:?}"))
+        }
+        Err(problem) => {
+            RingInput::Absent(format!("the Secret {NAMESPACE}/{SECRET} can't be read: {problem}"))
         }
     }
 }
 
-/// Tells what the source shows, now and whenever that changes, for as long as somebody listens.
-pub async fn follow(client: Client, file: PathBuf, events: Sender<Event>, mut watching: Watching) {
+/// Tells what the source shows, now and whenever that changes, until the receiver is gone.
+pub async fn follow(client: Client, file: PathBuf, events: Sender<Input>, told: (Metrics, Heard)) {
     let object = Object { group: "", resource: "secrets", namespace: NAMESPACE, name: SECRET };
     let (mut said, mut patience, mut seen) = (false, Patience::default(), None);
     while !events.is_closed() {
         if rights::may_watch(&client, object).await {
             tracing::info!(secret = SECRET, "reading the key ring through the API");
-            return watch(client, &events, &mut watching).await;
+            return watch(client, events, told).await;
         }
         if !said {
             tracing::info!(file = %file.display(), "this agent may not watch the Secret: reading the mounted file");
@@ -90,40 +62,29 @@ pub async fn follow(client: Client, file: PathBuf, events: Sender<Event>, mut wa
     }
 }
 
-async fn watch(client: Client, events: &Sender<Event>, watching: &mut Watching) {
-    let config = Config::default().fields(&format!("metadata.name={SECRET}"));
-    let mut stream =
-        watcher(Api::<RingSecret>::namespaced(client, NAMESPACE), config).default_backoff().boxed();
-    let mut listed = None;
-    while let Some(event) = stream.next().await {
-        let Some(event) = watching.heard(event) else { continue };
-        let content = match event {
-            watcher::Event::Init => {
-                listed = None;
-                continue;
+async fn watch(client: Client, events: Sender<Input>, told: (Metrics, Heard)) {
+    let to_events = |update: Update<RingDocument>| {
+        let ring = match update {
+            Update::List { objects, .. } => {
+                objects.into_iter().next().map_or_else(missing, |secret| input(secret.content))
             }
-            watcher::Event::InitApply(secret) => {
-                listed = Some(secret);
-                continue;
-            }
-            watcher::Event::InitDone => listed.take().map_or_else(missing, Content::from),
-            watcher::Event::Apply(secret) => secret.into(),
-            watcher::Event::Delete(_) => missing(),
+            Update::Applied(secret) => input(secret.content),
+            Update::Deleted(_) => missing(),
+            Update::Heard | Update::Failed(_) => return None,
         };
-        if events.send(Event::Ring(content)).await.is_err() {
-            return;
-        }
-    }
+        Some(vec![Event::Ring(ring)])
+    };
+    sources::watch(client, (Source::ring(), "secrets"), told, to_events, events).await;
 }
 
-fn missing() -> Content {
-    Content::Absent(format!("there is no Secret {NAMESPACE}/{SECRET}"))
+fn missing() -> RingInput {
+    RingInput::Absent(format!("there is no Secret {NAMESPACE}/{SECRET}"))
 }
 
 /// What changes when the kubelet exchanges the file.
 type Stamp = Result<(u64, u64, i64, i64, u64), io::ErrorKind>;
 
-async fn poll(file: &Path, seen: &mut Option<Stamp>, events: &Sender<Event>, until: Instant) {
+async fn poll(file: &Path, seen: &mut Option<Stamp>, events: &Sender<Input>, until: Instant) {
     let mut ticks = interval(LOOK_EVERY);
     while Instant::now() < until {
         ticks.tick().await;
@@ -135,11 +96,11 @@ async fn poll(file: &Path, seen: &mut Option<Stamp>, events: &Sender<Event>, unt
         let path = file.to_owned();
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
         let content = match read {
-            Ok(Ok(document)) => Content::Document(document),
-            Ok(Err(error)) => Content::Absent(format!("reading {} failed: {error}", file.display())),
+            Ok(Ok(document)) => RingInput::Document(document),
+            Ok(Err(error)) => RingInput::Absent(format!("reading {} failed: {error}", file.display())),
             Err(_) => continue,
         };
-        if events.send(Event::Ring(content)).await.is_err() {
+        if events.send(Event::Ring(content).into()).await.is_err() {
             return;
         }
     }
@@ -171,12 +132,13 @@ mod tests {
     use tower::service_fn;
 
     use super::*;
-    use crate::metrics::Metrics;
 
-    fn text(event: Option<Event>) -> String {
+    fn text(event: Option<Input>) -> String {
         match event.unwrap() {
-            Event::Ring(Content::Document(document)) => String::from_utf8(document.to_vec()).unwrap(),
-            Event::Ring(Content::Absent(why)) => why,
+            Input::Agent(Event::Ring(RingInput::Document(document))) => {
+                String::from_utf8(document.to_vec()).unwrap()
+            }
+            Input::Agent(Event::Ring(RingInput::Absent(why))) => why,
             _ => panic!("another event"),
         }
     }
@@ -240,8 +202,7 @@ mod tests {
         let client = Client::new(service_fn(secret_server), "default");
         let (sender, mut events) = mpsc::channel(4);
         let watcher = tokio::spawn(async move {
-            let mut watching = Watching::new("secrets", Metrics::new().0);
-            watch(client, &sender, &mut watching).await;
+            watch(client, sender, (Metrics::new().0, Heard::default())).await;
         });
         for expected in ["one", "two", "there is no Secret kube-system/ucp-secureoverlay"] {
             let event = timeout(Duration::from_secs(30), events.recv()).await.expect("an event");
@@ -251,19 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_shows_nothing_of_itself() {
-        let json = r#"{"metadata": {"name": "a"}, "data": {"keys": "aHVzaA==", "other": "aHVzaA=="}}"#;
-        let secret: RingSecret = serde_json::from_str(json).unwrap();
-        assert!(!format!("{secret:?}").contains("104, 117"));
-        let Content::Document(document) = secret.into() else { panic!("there is a document") };
-        assert_eq!(*document, b"hush");
-        for json in [
-            r#"{"metadata": {}}"#,
-            r#"{"metadata": {}, "data": null}"#,
-            r#"{"metadata": {}, "data": {"other": "aHVzaA=="}}"#,
-        ] {
-            let secret: RingSecret = serde_json::from_str(json).unwrap();
-            assert!(matches!(Content::from(secret), Content::Absent(why) if why.contains("no entry")));
-        }
+    fn secret_without_a_ring_says_what_is_missing() {
+        let document = RingDocument(Some(Zeroizing::new(b"hush".to_vec())));
+        let RingInput::Document(read) = input(Ok(document)) else { panic!("there is a document") };
+        assert_eq!(*read, b"hush");
+        let absent = |content| match input(content) {
+            RingInput::Absent(why) => why,
+            RingInput::Document(_) => panic!("there is none"),
+        };
+        assert!(absent(Ok(RingDocument(None))).contains("no entry \"keys\""));
+        assert!(absent(Err("data.keys: not base64".to_owned())).contains("not base64"));
     }
 }

@@ -1,14 +1,19 @@
-//! What lets traffic past our policies, so that it would be a lie to insist on them: from facts that the kernel shows.
+//! What lets traffic past our policies, so that this node cannot guarantee encryption: from facts that the kernel shows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
+
+use ipnet::IpNet;
+use secureoverlay_agent_core::coverage::{
+    COVERAGE_UNKNOWN, Coverage, Device, Encapsulation, MAIN_TABLE, PodNetworks, Route, RouteFacts,
+};
+use secureoverlay_keyring::{acknowledgement::EnforcementBlocker, peer::PodNetwork};
 
 use crate::{
     kernel::{Link, RouteTo, Switches, Way},
-    plan,
-    xfrm::{ActualPolicy, Direction, IPPROTO_IPIP, Owner, PRIORITY_PEER, PolicyId},
+    xfrm::{ActualPolicy, Direction, IPPROTO_IPIP, Net, Owner, PRIORITY_PEER, PolicyId},
 };
 
 /// Number of the loopback device in every network namespace (`LOOPBACK_IFINDEX` in `net/flow.h`). Both its switches are
@@ -29,6 +34,8 @@ pub struct Facts {
     pub routes: Vec<(IpAddr, RouteTo)>,
     /// The main table's routes.
     pub ways: Vec<Way>,
+    /// Routes of the other tables that rules lead to.
+    pub other_ways: Vec<(u32, Way)>,
     /// The switches for all interfaces.
     pub all: Switches,
     /// Why some of that could not be read.
@@ -42,27 +49,23 @@ pub struct Surroundings {
     pub switches: BTreeSet<String>,
     /// Peers that this node does not send to from its tunnel address.
     pub sources: BTreeSet<String>,
-    /// Routes to peers' pods that lead around the tunnel.
-    pub around: BTreeSet<String>,
-    /// How many routes lead around it.
-    pub astray: usize,
-    /// How many lead into it.
-    pub tunnelled: usize,
+    /// How the pods of peers are reached.
+    pub coverage: Coverage,
+    /// Why that can't be told any more.
+    pub unseen: Option<String>,
     /// Why something could not be seen: no obstacle.
     pub unread: Option<String>,
 }
 
 impl Surroundings {
-    /// Judges what the kernel shows, of a node with the tunnel address `local`, where that is known.
+    /// Judges what the kernel shows, of a node with the tunnel address `local`, where that is known, and with `pods`.
     #[must_use]
-    pub fn new(facts: &Facts, local: Option<IpAddr>, peers: &Neighbours<'_>) -> Self {
-        let (around, astray, tunnelled) = around(facts, peers);
+    pub fn new(facts: &Facts, local: Option<IpAddr>, peers: &Neighbours<'_>, pods: &Pods<'_>) -> Self {
         Self {
             switches: switches(facts, local),
             sources: local.map(|local| sources(facts, local, peers)).unwrap_or_default(),
-            around,
-            astray,
-            tunnelled,
+            coverage: coverage(facts, peers, pods),
+            unseen: None,
             unread: facts.unread.clone(),
         }
     }
@@ -70,15 +73,84 @@ impl Surroundings {
     /// What was seen last, now that the kernel can't be asked: for all that is known, traffic goes anywhere.
     #[must_use]
     pub fn unseen(mut self, error: &str) -> Self {
-        self.around.insert(format!("what leads around the tunnel can't be seen: {error}"));
+        self.unseen = Some(format!("what leads around the tunnel can't be seen: {error}"));
         self
     }
 
-    /// All of it that speaks against insisting.
+    /// What of it keeps traffic from being covered, for people.
     #[must_use]
-    pub fn obstacles(&self) -> BTreeSet<String> {
-        [&self.switches, &self.sources, &self.around].into_iter().flatten().cloned().collect()
+    pub fn uncovered(&self) -> BTreeSet<(&'static str, String)> {
+        let unseen = self.unseen.iter().map(|text| (COVERAGE_UNKNOWN, text.clone()));
+        self.coverage.findings().into_iter().chain(unseen).collect()
     }
+
+    /// All of it that keeps this node from enforcing.
+    #[must_use]
+    pub fn blockers(&self) -> BTreeSet<EnforcementBlocker> {
+        let all = [("IPsecDisabled", &self.switches), ("SourceAddress", &self.sources)];
+        let all =
+            all.into_iter().flat_map(|(reason, details)| details.iter().map(move |it| (reason, it.clone())));
+        let blocker =
+            |(reason, detail): (&str, String)| EnforcementBlocker { reason: reason.to_owned(), detail };
+        all.chain(self.uncovered()).map(blocker).collect()
+    }
+}
+
+/// The networks of pods.
+#[derive(Clone, Copy, Debug)]
+pub enum Pods<'p> {
+    /// As nodes announce them.
+    Announced {
+        /// This node's.
+        own: &'p BTreeSet<PodNetwork>,
+        /// Those of the peers.
+        peers: &'p PodNetworks,
+    },
+    /// They are not announced (under MKE's manifest, or before the installation): routes with a peer as next hop are
+    /// taken for routes to its pods.
+    Guessed,
+}
+
+fn coverage(facts: &Facts, peers: &Neighbours<'_>, pods: &Pods<'_>) -> Coverage {
+    let route = |(table, way): (u32, &Way)| {
+        let to = IpNet::new(way.to.addr, way.to.prefix).ok()?;
+        Some(Route { table, to, device: way.oif, gateway: way.gateway })
+    };
+    let main = facts.ways.iter().map(|way| (MAIN_TABLE, way));
+    let others = facts.other_ways.iter().map(|(table, way)| (*table, way));
+    let device = |link: &Link| Device {
+        name: link.name.clone(),
+        encapsulation: Encapsulation::of_kind(link.kind.as_deref()),
+        remote: link.remote,
+    };
+    let routes = RouteFacts {
+        routes: main.chain(others).filter_map(route).collect(),
+        tables: facts.other_ways.iter().map(|(table, _)| *table).collect(),
+        devices: facts.links.iter().filter(|link| link.up).map(|link| (link.index, device(link))).collect(),
+    };
+    let announced = peers.keys().copied().collect();
+    match pods {
+        Pods::Announced { own, peers: networks } => {
+            let taking_part: BTreeSet<&str> = peers.values().copied().collect();
+            let networks = networks.iter().filter(|(name, _)| taking_part.contains(name.as_str()));
+            let networks = networks.map(|(name, nets)| (name.clone(), nets.clone())).collect();
+            Coverage::new(&routes, own, &networks, &announced)
+        }
+        Pods::Guessed => Coverage::new(&routes, &BTreeSet::new(), &guessed(facts, peers), &announced),
+    }
+}
+
+fn guessed(facts: &Facts, peers: &Neighbours<'_>) -> PodNetworks {
+    let mut networks = PodNetworks::new();
+    for way in &facts.ways {
+        let link = facts.links.iter().find(|link| link.index == way.oif);
+        let network =
+            || IpNet::new(way.to.addr, way.to.prefix).ok().and_then(|net| PodNetwork::try_from(net).ok());
+        if let (Some(peer), Some(network)) = (pods_of(way, link, peers), network()) {
+            networks.entry(called(peer, peers)).or_default().insert(network);
+        }
+    }
+    networks
 }
 
 /// The kernel looks at `disable_xfrm` of the interface by which the tunnel's packet leaves (`__mkroute_output` in
@@ -143,31 +215,6 @@ pub fn pods_of(way: &Way, link: Option<&Link>, peers: &Neighbours<'_>) -> Option
     (way.to.prefix > 0 && peers.contains_key(&peer) && !peers.contains_key(&way.to.addr)).then_some(peer)
 }
 
-/// The sentences, and how many routes to peers lead around the tunnel and into it.
-fn around(facts: &Facts, peers: &Neighbours<'_>) -> (BTreeSet<String>, usize, usize) {
-    let mut astray: BTreeMap<&str, Vec<(&Way, IpAddr)>> = BTreeMap::new();
-    let mut tunnelled = 0;
-    for way in &facts.ways {
-        let link = facts.links.iter().find(|link| link.index == way.oif);
-        let Some(peer) = pods_of(way, link, peers) else { continue };
-        if link.is_some_and(Link::is_ipip) {
-            tunnelled += 1;
-        } else {
-            let interface = link.map_or("another interface", |link| link.name.as_str());
-            astray.entry(interface).or_default().push((way, peer));
-        }
-    }
-    let count = astray.values().map(Vec::len).sum();
-    let sentence = |(interface, ways): (&str, Vec<(&Way, IpAddr)>)| {
-        let ways = listed(&ways, "routes", |(way, peer)| format!("{} on {}", way.to, called(*peer, peers)));
-        format!(
-            "traffic to the pods {ways} goes by {interface} around the IPIP tunnel and is not encrypted. Set ipipMode: \
-             Always in Calico's IP pools"
-        )
-    };
-    (astray.into_iter().map(sentence).collect(), count, tunnelled)
-}
-
 /// Policies of others that the kernel takes before ours, or that stand in the place of one of ours, for the traffic of a
 /// pair of nodes. The kernel takes the lowest priority, and among equal ones the older (`xfrm_policy_lookup_bytype` in
 /// `net/xfrm/xfrm_policy.c`).
@@ -179,12 +226,11 @@ pub fn overruling(
     let others = policies.iter().filter(|policy| {
         policy.owner == Owner::Foreign && !policy.conditional && [0, IPPROTO_IPIP].contains(&policy.protocol)
     });
-    let blocks = pairs.clone().next().map(|pair| plan::blocks(pair.local()));
     let sentence = |policy: &ActualPolicy| {
         if let Some(pair) = pairs.clone().find(|pair| in_the_way(policy, pair)) {
             return Some(overrules(policy, pair));
         }
-        (policy.protocol == IPPROTO_IPIP && blocks.is_some_and(|blocks| blocks.contains(&policy.id))).then(|| {
+        (policy.protocol == IPPROTO_IPIP && blocks().contains(&policy.id)).then(|| {
             format!(
                 "a policy that is not ours ({}, priority {}) is where one has to be that turns all other plaintext away: \
                  remove it",
@@ -193,6 +239,13 @@ pub fn overruling(
         })
     };
     others.filter_map(sentence).collect()
+}
+
+/// What turns plaintext away while a node enforces, where no pair's policy comes first.
+#[must_use]
+pub fn blocks() -> [PolicyId; 2] {
+    let anywhere = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
+    [Direction::In, Direction::Out].map(|direction| PolicyId::tunnel(direction, anywhere, anywhere))
 }
 
 fn in_the_way(policy: &ActualPolicy, pair: &PolicyId) -> bool {

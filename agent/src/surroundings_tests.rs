@@ -1,7 +1,7 @@
 use super::*;
 use crate::xfrm::{Net, PRIORITY_BLOCK};
 
-const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 fn addr(last: u8) -> IpAddr {
     [192, 0, 2, last].into()
@@ -38,13 +38,19 @@ fn facts() -> Facts {
         ],
         routes: vec![route(2, 2, LOCAL), route(3, 2, LOCAL)],
         ways: vec![way(2, 2, 3), way(3, 3, 3)],
+        other_ways: vec![],
         all: Switches { disable_xfrm: Some(false), disable_policy: Some(false) },
         unread: None,
     }
 }
 
 fn seen(facts: &Facts) -> Surroundings {
-    Surroundings::new(facts, Some(LOCAL), &Neighbours::from([(addr(2), "b"), (addr(3), "")]))
+    Surroundings::new(facts, Some(LOCAL), &Neighbours::from([(addr(2), "b"), (addr(3), "")]), &Pods::Guessed)
+}
+
+/// What leads around the tunnel, and how many routes lead into it.
+fn around(found: &Surroundings) -> (BTreeSet<String>, usize) {
+    (found.uncovered().into_iter().map(|(_, text)| text).collect(), found.coverage.covered)
 }
 
 #[track_caller]
@@ -57,7 +63,8 @@ fn only(found: &BTreeSet<String>, parts: &[&str]) {
 
 #[test]
 fn calicos_usual_way_has_no_obstacles() {
-    let expected = Surroundings { tunnelled: 2, ..Surroundings::default() };
+    let coverage = Coverage { covered: 2, ..Coverage::default() };
+    let expected = Surroundings { coverage, ..Surroundings::default() };
     assert_eq!(seen(&facts()), expected);
     // Nor has a kernel that does not say.
     let mut silent = facts();
@@ -93,7 +100,7 @@ fn switches_count_where_the_tunnels_packets_pass() {
     down.links[1].up = false;
     assert!(seen(&down).switches.is_empty());
     assert!(
-        Surroundings::new(&set(1, true, false), None, &Neighbours::new()).switches.len() == 1,
+        Surroundings::new(&set(1, true, false), None, &Neighbours::new(), &Pods::Guessed).switches.len() == 1,
         "by its routes"
     );
 }
@@ -114,7 +121,7 @@ fn packets_must_leave_with_the_tunnels_address() {
     other.routes[0].1.prefsrc = Some(addr(99));
     only(&seen(&other).sources, &["to b (192.0.2.2) takes the source 192.0.2.99", "address 192.0.2.1"]);
     // Without a tunnel address there is nothing to compare with, and a route to ourselves is none.
-    assert!(Surroundings::new(&other, None, &Neighbours::new()).sources.is_empty());
+    assert!(Surroundings::new(&other, None, &Neighbours::new(), &Pods::Guessed).sources.is_empty());
     other.routes[0].1.unicast = false;
     assert!(seen(&other).sources.is_empty());
     let many = Facts { routes: (2..200).map(|peer| route(peer, 2, addr(99))).collect(), ..facts() };
@@ -126,17 +133,37 @@ fn routes_around_the_tunnel_are_named() {
     let mut native = facts();
     native.ways[0].oif = 2;
     let found = seen(&native);
-    only(&found.around, &["10.77.2.0/24 on b (192.0.2.2)", "by eth0.7 around", "ipipMode: Always"]);
-    assert_eq!((found.astray, found.tunnelled), (1, 1));
-    assert_eq!(found.obstacles(), found.around);
+    let (texts, covered) = around(&found);
+    only(&texts, &["10.77.2.0/24 on b (192.0.2.2)", "eth0.7 without a tunnel", "ipipMode: Always"]);
+    assert_eq!(covered, 1);
+    let details: BTreeSet<String> = found.blockers().into_iter().map(|blocker| blocker.detail).collect();
+    assert_eq!(details, texts);
     let many: Vec<Way> = (0..100).map(|third| way(third, 3, 2)).chain([way(100, 2, 9)]).collect();
-    let found = seen(&Facts { ways: many, ..facts() });
-    let text = format!("{:?}", found.around);
-    assert_eq!((found.around.len(), found.astray, found.tunnelled), (2, 101, 0));
-    assert!(
-        text.contains("and 97 more routes goes by eth0.7") && text.contains("another interface"),
-        "{text}"
-    );
+    let (texts, covered) = around(&seen(&Facts { ways: many, ..facts() }));
+    assert_eq!((texts.len(), covered), (2, 0));
+    let text = format!("{texts:?}");
+    assert!(text.contains("and 97 more leaves by eth0.7") && text.contains("another device"), "{text}");
+}
+
+#[test]
+fn announced_networks_are_judged_and_nothing_else() {
+    let networks = |text: &str| BTreeSet::from([text.parse().unwrap()]);
+    let own = networks("10.77.1.0/24");
+    let peers =
+        [("b".to_owned(), networks("10.77.2.0/24")), ("gone".to_owned(), networks("10.77.9.0/24"))].into();
+    let pods = Pods::Announced { own: &own, peers: &peers };
+    let neighbours = Neighbours::from([(addr(2), "b"), (addr(3), "c")]);
+    let judged = |facts: &Facts| around(&Surroundings::new(facts, Some(LOCAL), &neighbours, &pods));
+    // A node may be the next hop of a network that holds no pods.
+    let gateway = Facts { ways: vec![way(2, 2, 3), way(200, 3, 2)], ..facts() };
+    assert_eq!(judged(&gateway), (BTreeSet::new(), 1));
+    let mut vxlan = facts();
+    vxlan.links.push(link(6, "vxlan.calico", Some("vxlan"), &[]));
+    vxlan.ways[0] = Way { gateway: Some([10, 77, 2, 0].into()), ..way(2, 2, 6) };
+    only(&judged(&vxlan).0, &["vxlan.calico by VXLAN", "10.77.2.0/24 on b"]);
+    let by_rule = Facts { other_ways: vec![(1, way(2, 2, 2))], ..facts() };
+    only(&judged(&by_rule).0, &["eth0.7 without a tunnel"]);
+    only(&judged(&Facts { ways: vec![], ..facts() }).0, &["no route for the pods 10.77.2.0/24 on b"]);
 }
 
 #[test]
@@ -146,7 +173,7 @@ fn routes_that_are_not_for_pods_of_peers_do_not_matter() {
     let elsewhere = way(9, 254, 2);
     let own_pods = Way { gateway: None, ..way(1, 0, 4) };
     let found = seen(&Facts { ways: vec![default, to_node, elsewhere, own_pods], ..facts() });
-    assert_eq!((found.around.len(), found.astray, found.tunnelled), (0, 0, 0));
+    assert_eq!(around(&found), (BTreeSet::new(), 0));
 }
 
 /// As kube-router sets it up.
@@ -158,7 +185,7 @@ fn routes_without_a_next_hop_lead_to_the_tunnels_other_end() {
         let mut facts = Facts { ways: vec![direct], ..facts() };
         facts.links.push(tunnel(remote));
         let found = seen(&facts);
-        assert_eq!((found.around.len(), found.astray, found.tunnelled), (0, 0, tunnelled), "{remote}");
+        assert_eq!(around(&found), (BTreeSet::new(), tunnelled), "{remote}");
     }
 }
 
@@ -170,7 +197,7 @@ fn pair(direction: Direction) -> PolicyId {
     }
 }
 
-/// A policy of somebody else that covers everything.
+/// A foreign policy that covers everything.
 fn wide(direction: Direction, priority: u32) -> ActualPolicy {
     let any = Net { addr: [0, 0, 0, 0].into(), prefix: 0 };
     let id = PolicyId::tunnel(direction, any, any);
@@ -207,8 +234,8 @@ fn other_policies_do_not_matter() {
         (ActualPolicy { owner: Owner::Ours, ..first }, "it is ours"),
         (ActualPolicy { protocol: 6, ..first }, "TCP"),
         (ActualPolicy { conditional: true, ..first }, "for marked packets"),
-        (ActualPolicy { id: PolicyId { dst: elsewhere, ..first.id }, ..first }, "to somebody else"),
-        (ActualPolicy { id: PolicyId { src: elsewhere, ..first.id }, ..first }, "from somebody else"),
+        (ActualPolicy { id: PolicyId { dst: elsewhere, ..first.id }, ..first }, "to another address"),
+        (ActualPolicy { id: PolicyId { src: elsewhere, ..first.id }, ..first }, "from another address"),
         (ActualPolicy { id: pair(Direction::Out), ..wide(Direction::Out, PRIORITY_PEER + 1) }, "beside ours"),
     ] {
         assert_eq!(overruled(policy), BTreeSet::new(), "{what}");
@@ -219,7 +246,7 @@ fn other_policies_do_not_matter() {
 
 #[test]
 fn a_policy_of_others_where_a_block_has_to_be_is_named() {
-    for id in plan::blocks(pair(Direction::In).local()) {
+    for id in blocks() {
         let there = ActualPolicy { id, protocol: 4, ..wide(Direction::In, PRIORITY_BLOCK + 1) };
         only(&overruled(there), &["turns all other plaintext away", "protocol 4"]);
         assert_eq!(overruled(ActualPolicy { protocol: 17, ..there }), BTreeSet::new());

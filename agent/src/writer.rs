@@ -1,4 +1,4 @@
-//! Keeps this node's NodeEncryption object as it should be. Whether that works never disturbs anything else.
+//! Keeps this node's NodeEncryption object as it should be. Nothing is written while nothing changes.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -6,111 +6,93 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
-use secureoverlay_common::uid::Uid;
-use secureoverlay_daemon::{
+use secureoverlay_agent_core::agent::GATEWAY_UNKNOWN;
+use secureoverlay_k8s::{
     access,
     client::describe,
-    node_encryption::{NodeEncryption, NodeEncryptionStatus},
+    node_encryption::{Condition, NodeEncryption, NodeEncryptionStatus, stamp},
 };
-use serde_json::{Map, Value, json};
+use secureoverlay_keyring::uid::Uid;
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{metrics::Metrics, rights::Patience, status::Wanted};
+use crate::{metrics::Metrics, rights::Patience, status::DesiredStatus};
 
-/// How often something is written though nothing has changed.
-const HEARTBEAT: Duration = Duration::from_secs(600);
-/// How often it is looked at whether the object is still there and says what was written, at most.
-const LOOK: Duration = Duration::from_secs(60);
-/// Over how long nodes spread what stops their traffic until the manager has heard it.
-const HURRY: Duration = Duration::from_secs(2);
 /// Clusters with fewer nodes need not take care.
 const FEW: usize = 50;
 /// What the API server shall have to take from all agents together.
 const WRITES_A_SECOND: u32 = 100;
 /// Between two writes of one agent.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Peers that join are proven within this time: nothing is written about them.
+const JOINING: Duration = Duration::from_secs(10);
 /// Before another attempt after a failure; doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between attempts.
 const RETRY_LAST: Duration = Duration::from_secs(60);
-/// The field of the status that is the manager's.
-const MANAGERS: &str = "awaited";
 
-/// Writes what is `wanted` into the object named `name` for as long as somebody wants something.
+/// Writes what is `wanted` into the object named `name` until the sender is dropped.
 pub async fn write(
     client: Client,
     name: String,
-    mut wanted: watch::Receiver<Option<Wanted>>,
+    mut wanted: watch::Receiver<Option<DesiredStatus>>,
     metrics: Metrics,
 ) {
     let share = share(&name);
     let mut writer = Writer::new(client, name);
     let (mut patience, mut retry, mut failing) = (Patience::default(), RETRY_FIRST, false);
-    let mut written: Option<(Wanted, Instant)> = None;
-    let (mut changed_at, mut looked_at) = (None, Instant::now());
+    let mut written: Option<(DesiredStatus, Instant)> = None;
+    let mut changed_at = None;
     loop {
-        let Some(want) = wanted.borrow_and_update().clone() else {
-            if wanted.changed().await.is_err() {
-                return;
+        let wanted_now = wanted.borrow_and_update().clone();
+        let want = match wanted_now {
+            Some(want) if written.as_ref().is_none_or(|(written, _)| !says_the_same(written, &want)) => want,
+            _ => {
+                changed_at = None;
+                if wanted.changed().await.is_err() {
+                    return;
+                }
+                continue;
             }
-            continue;
         };
-        let before = written.as_ref().map(|(written, _)| written);
-        let changed = before != Some(&want);
-        let spread = match spread(want.peers) {
-            spread if changed && lost_keys(&want, before) => spread.min(HURRY),
-            spread => spread,
-        };
-        // Not at once: what comes and goes all the time would never be written.
-        changed_at = changed_at.filter(|at: &Instant| changed || at.elapsed() < spread);
-        let next_look = looked_at + LOOK.max(2 * spread).mul_f64(0.9 + 0.2 * share);
-        let at = if changed {
-            let earliest = written.as_ref().map(|(_, at)| *at + spread.max(PAUSE));
-            let own = *changed_at.get_or_insert_with(Instant::now) + spread.mul_f64(share);
-            earliest.map_or(own, |earliest| own.max(earliest))
-        } else {
-            let last = written.as_ref().map_or_else(Instant::now, |(_, at)| *at);
-            last + HEARTBEAT.mul_f64(0.9 + 0.2 * share)
-        };
+        let spread = spread(want.peers);
+        // Each node has its own place in time. Not counted anew with each change: what changes all the time would never
+        // be written.
+        let pause = written
+            .as_ref()
+            .filter(|(written, _)| only_pairs_differ(written, &want))
+            .map_or(Duration::ZERO, |_| JOINING);
+        let own = *changed_at.get_or_insert_with(Instant::now) + pause + spread.mul_f64(share);
+        let at = written.as_ref().map_or(own, |(_, at)| own.max(*at + spread.max(PAUSE)));
         tokio::select! {
             biased;
+            () = sleep_until(at) => {}
             result = wanted.changed() => match result {
                 Ok(()) => continue,
                 Err(_) => return,
             },
-            () = sleep_until(at) => {}
-            () = sleep_until(next_look), if !changed => {
-                looked_at = Instant::now();
-                if !writer.is_as_written().await {
-                    tracing::info!("this node's NodeEncryption is gone, or not as it was written: writing it anew");
-                    written = None;
-                }
-                continue;
-            }
         }
         let outcome = writer.write(&want, Timestamp::now()).await;
-        metrics.acknowledgement(outcome.name());
+        metrics.status_write(outcome.name());
         match outcome {
             Outcome::Written => {
                 if failing {
                     tracing::info!("this node's NodeEncryption is written again");
                 }
-                looked_at = Instant::now();
-                (written, changed_at, failing) = (Some((want, looked_at)), None, false);
+                (written, changed_at, failing) = (Some((want, Instant::now())), None, false);
                 (patience, retry) = (Patience::default(), RETRY_FIRST);
             }
             Outcome::Refused => {
                 if !failing {
                     tracing::info!(
-                        "this agent may not write NodeEncryptions: a manager that goes by every node's word waits for \
+                        "this agent may not write NodeEncryptions: a manager that waits for acknowledgements waits for \
                          this node; asking again from time to time"
                     );
                 }
@@ -134,10 +116,33 @@ pub async fn write(
     }
 }
 
-/// Whether it tells of keys that can't be used any more, for the first time.
-fn lost_keys(want: &Wanted, before: Option<&Wanted>) -> bool {
-    let burnt = |wanted: &'_ Wanted| wanted.status.acknowledgement.as_ref().map(|said| said.burnt.clone());
-    burnt(want).is_some_and(|now| !now.is_empty() && before.and_then(burnt) != Some(now))
+/// Whether nothing has to be written: counts alone change with every node that comes.
+fn says_the_same(written: &DesiredStatus, want: &DesiredStatus) -> bool {
+    let counted = |status: &DesiredStatus| {
+        let mut status = status.status.clone();
+        (status.pairs, status.kernel) = Default::default();
+        status
+    };
+    (written.node, written.renewal) == (want.node, want.renewal) && counted(written) == counted(want)
+}
+
+/// Whether only pairs that are not proven differ, and what follows from those.
+fn only_pairs_differ(written: &DesiredStatus, want: &DesiredStatus) -> bool {
+    let without_pairs = |status: &DesiredStatus| {
+        let mut status = status.status.clone();
+        (status.pairs, status.kernel, status.conditions) = Default::default();
+        status.findings.retain(|finding| finding.reason != GATEWAY_UNKNOWN);
+        if let Some(ack) = &mut status.acknowledgement {
+            ack.unproven_pairs.clear();
+            ack.proven_generations.clear();
+            ack.all_pairs_proven = false;
+            // Routes to a node are there before it announces itself.
+            (ack.unknown_gateways, ack.no_peers) = Default::default();
+        }
+        status
+    };
+    (written.node, written.renewal) == (want.node, want.renewal)
+        && without_pairs(written) == without_pairs(want)
 }
 
 /// This node's place among all, from 0 to 1: the same for ever, so that the nodes never come all at once.
@@ -185,18 +190,26 @@ struct Writer {
     api: Api<DynamicObject>,
     name: String,
     allowed: bool,
-    /// The object's owner and status as the API server last showed them.
-    known: Option<(Uid, Value)>,
+    /// The object as the API server last showed it.
+    known: Option<Known>,
+}
+
+struct Known {
+    /// UID of the Node that owns it.
+    node: Uid,
+    /// Its own UID.
+    uid: Option<String>,
+    conditions: Vec<Condition>,
 }
 
 impl Writer {
     fn new(client: Client, name: String) -> Self {
-        // Without a type: whatever somebody else wrote into the object can be read, and replaced.
+        // Without a type: whatever another program wrote into the object can be read, and replaced.
         let api = Api::all_with(client.clone(), &ApiResource::erase::<NodeEncryption>(&()));
         Self { client, api, name, allowed: false, known: None }
     }
 
-    async fn write(&mut self, want: &Wanted, now: Timestamp) -> Outcome {
+    async fn write(&mut self, want: &DesiredStatus, now: Timestamp) -> Outcome {
         match self.try_write(want, now).await {
             Ok(true) => Outcome::Written,
             Ok(false) => Outcome::Refused,
@@ -209,7 +222,7 @@ impl Writer {
     }
 
     /// Whether this agent may.
-    async fn try_write(&mut self, want: &Wanted, now: Timestamp) -> Result<bool, kube::Error> {
+    async fn try_write(&mut self, want: &DesiredStatus, now: Timestamp) -> Result<bool, kube::Error> {
         let group = NodeEncryption::group(&());
         if !self.allowed {
             let resource = "nodeencryptions/status";
@@ -219,28 +232,17 @@ impl Writer {
         if !self.allowed {
             return Ok(false);
         }
-        let known = match self.known.take() {
-            Some((owner, status)) if owner == want.node => status,
-            _ => own_part(self.own(want.node).await?),
+        let known = match self.known.take().filter(|known| known.node == want.node) {
+            Some(known) => known,
+            None => known(want.node, &self.own(want.node).await?),
         };
-        let status = stamped(want.status.clone(), &known, now);
-        let status = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
-        let patch = Patch::Merge(json!({ "status": change(&known, &status) }));
-        let object = self.api.patch_status(&self.name, &PatchParams::default(), &patch).await?;
-        self.known = Some((want.node, own_part(object)));
+        let mut status = want.status.clone();
+        stamp(&mut status.conditions, &known.conditions, now);
+        let conditions = status.conditions.clone();
+        let patch = Patch::Merge(json!({ "metadata": { "uid": known.uid }, "status": whole(&status)? }));
+        self.api.patch_status(&self.name, &PatchParams::default(), &patch).await?;
+        self.known = Some(Known { conditions, ..known });
         Ok(true)
-    }
-
-    /// Whether the object is there as it was written last; where it can't be read, it is taken for so.
-    async fn is_as_written(&mut self) -> bool {
-        // Nobody knows what became of the last attempt.
-        let Some((_, known)) = &self.known else { return false };
-        let Ok(object) = self.api.get_opt(&self.name).await else { return true };
-        let as_written = object.is_some_and(|object| own_part(object) == *known);
-        if !as_written {
-            self.known = None;
-        }
-        as_written
     }
 
     /// Makes the object belong to our Node, and creates it where there is none.
@@ -259,41 +261,29 @@ impl Writer {
     }
 }
 
-/// The status of an object, without what is the manager's.
-fn own_part(mut object: DynamicObject) -> Value {
-    let mut status = object.data.get_mut("status").map_or_else(|| json!({}), Value::take);
-    if let Some(fields) = status.as_object_mut() {
-        fields.remove(MANAGERS);
-    }
-    status
+fn known(node: Uid, object: &DynamicObject) -> Known {
+    let conditions = object.data.get("status").and_then(|status| status.get("conditions"));
+    let conditions = conditions.and_then(|conditions| serde_json::from_value(conditions.clone()).ok());
+    Known { node, uid: object.metadata.uid.clone(), conditions: conditions.unwrap_or_default() }
 }
 
-/// With the time, and the times since when its conditions are what they are.
-fn stamped(mut status: NodeEncryptionStatus, known: &Value, now: Timestamp) -> NodeEncryptionStatus {
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let before: Vec<Condition> = known
-        .get("conditions")
-        .and_then(|conditions| serde_json::from_value(conditions.clone()).ok())
-        .unwrap_or_default();
-    for condition in &mut status.conditions {
-        let same = |other: &&Condition| other.type_ == condition.type_ && other.status == condition.status;
-        condition.last_transition_time.0 =
-            before.iter().find(same).map_or(now, |other| other.last_transition_time.0);
-    }
-    status.heartbeat = Some(now);
-    status
+/// The status as a merge patch (RFC 7386) that leaves nothing of what was there: what is absent is removed by name.
+fn whole(status: &NodeEncryptionStatus) -> Result<Value, kube::Error> {
+    let mut whole = json!({ "acknowledgement": { "activeGeneration": null }, "key": null, "mtu": null });
+    let status = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
+    merge(&mut whole, status);
+    Ok(whole)
 }
 
-/// The merge patch (RFC 7386) from one value to another. What is no longer there has to be taken out by name: a
-/// generation that stays in `receives` would be a lie.
-fn change(from: &Value, to: &Value) -> Value {
-    let (Value::Object(from), Value::Object(to)) = (from, to) else { return to.clone() };
-    let gone = from.keys().filter(|key| !to.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-    let changed = to.iter().filter(|(key, value)| from.get(*key) != Some(value));
-    let changed = changed.map(|(key, value)| {
-        (key.clone(), from.get(key).map_or_else(|| value.clone(), |before| change(before, value)))
-    });
-    Value::Object(gone.chain(changed).collect::<Map<_, _>>())
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (field, value) in from {
+                merge(into.entry(field).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
 }
 
 #[cfg(test)]

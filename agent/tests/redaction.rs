@@ -2,61 +2,62 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../common/tests/shown/mod.rs"]
+#[path = "../../common/keyring/tests/shown/mod.rs"]
 mod shown;
 
-use std::{sync::Arc, time::Instant};
+use std::{convert::Infallible, sync::Arc};
 
 use secureoverlay_agent::{
-    agent::{Program, Target},
-    diff::{Memory, diff},
-    journal::Record,
-    kernel::{Kernel, KernelError, OpError, OpErrorKind, parse_sa},
-    plan::{Stage, desired},
-    reconcile::Reconciler,
-    roster::{Peer, Peers},
+    kernel::{Kernel, OpError, OpErrorKind, parse_sa},
     xfrm::{Actual, Op},
 };
-use secureoverlay_common::{
-    ring::Ring,
-    wire::{End, sa_key},
+use secureoverlay_agent_core::{
+    entry::Entry,
+    exclusion::Exclusion,
+    identity::{Identity, LocalIdentity},
+    journal::{Journal, NoStore, Record},
+    network::LocalNetwork,
+    peers::{Peer, Peers},
+    plan::{DesiredInput, Planner, ReconcileTarget},
+    reconcile::{Reconciler, SaLimits},
+    teardown::TeardownPhase,
+};
+use secureoverlay_keyring::{
+    derivation::EndpointKey, keyring::KeyRing, node_key::NodeKeyPair, secret::SecretBytes, uid::Uid,
 };
 use shown::{KEY, SEED, assert_hidden, document, shows};
 
-fn end(last: u8) -> End {
-    End {
-        addr: [192, 0, 2, last].into(),
-        node: format!("9d0f5a37-62a5-4d5f-8a3d-1c1ad0f2b00{last}").parse().unwrap(),
-        boot: format!("1c6e2f7a-0b9d-4e8c-b3a4-77d5e0c1a00{last}").parse().unwrap(),
-    }
+const PRIVATE: [u8; 32] = [
+    0x81, 0x23, 0x5c, 0x9d, 0x17, 0xe4, 0x62, 0xab, 0x3f, 0x90, 0x4e, 0xd8, 0x55, 0x0a, 0xc6, 0x71, 0x2b,
+    0xfe, 0x84, 0x39, 0x6d, 0xb2, 0x18, 0xe7, 0x50, 0x9c, 0x43, 0xda, 0x05, 0x76, 0xcf, 0x2e,
+];
+
+fn identity(last: u8) -> Identity {
+    let mut private = PRIVATE;
+    private[31] = last;
+    let key_pair = NodeKeyPair::from_private(&SecretBytes::copy_from(&private)).unwrap();
+    Identity { instance: Uid::from_random([last; 16]).into(), key_pair }
 }
 
-fn program() -> Program {
-    let ring = Ring::parse(document().as_bytes()).unwrap();
-    let peer = |last| {
-        (end(last).addr, Peer { name: format!("node{last}"), end: end(last), excluded: false, new: false })
+fn target() -> ReconcileTarget {
+    let peer = |last: u8| {
+        let identity = identity(last);
+        let key = EndpointKey::Public(*identity.key_pair.public());
+        let address = format!("192.0.2.{last}").parse().unwrap();
+        (format!("node{last}"), Peer { entries: vec![Entry { instance: identity.instance, address, key }] })
     };
-    let peers = Arc::new(Peers::from([peer(2), peer(3)]));
-    Program { ring: Arc::new(ring), local: end(1), peers, probe_port: 9468 }
-}
-
-/// Everything secret in the program: what is in the ring, and what is derived.
-fn secrets(program: &Program) -> Vec<Vec<u8>> {
-    let mut secrets = vec![KEY.to_vec(), SEED.to_vec()];
-    for generation in &program.ring.generations {
-        for peer in program.peers.values() {
-            for (src, dst) in [(&program.local, &peer.end), (&peer.end, &program.local)] {
-                secrets.push(sa_key(generation, src, dst).expose().to_vec());
-            }
-        }
-    }
-    secrets
-}
-
-fn assert_all_hidden(text: &str, program: &Program) {
-    let secrets = secrets(program);
-    assert_eq!(secrets.len(), 2 + 3 * 2 * 2);
-    assert_hidden(text, &secrets.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let network =
+        LocalNetwork { tunnel_addresses: vec!["192.0.2.1".parse().unwrap()], ..LocalNetwork::default() };
+    let input = DesiredInput {
+        ring: Arc::new(KeyRing::parse(document().as_bytes()).unwrap()),
+        identity: Arc::new(LocalIdentity::Announced(identity(1))),
+        network: Arc::new(network),
+        peers: Arc::new(Peers { by_name: [peer(2), peer(3)].into(), ..Peers::default() }),
+        exclusion: Arc::new(Exclusion::default()),
+        pairs: Some(Arc::default()),
+        announced: true,
+    };
+    ReconcileTarget { teardown: TeardownPhase::Inactive, input: Some(input) }
 }
 
 /// A kernel without memory, which refuses everything and says what it was asked.
@@ -64,7 +65,9 @@ fn assert_all_hidden(text: &str, program: &Program) {
 struct Refusing(Vec<Op>);
 
 impl Kernel for Refusing {
-    fn dump(&mut self) -> Result<Actual, KernelError> {
+    type Error = Infallible;
+
+    fn dump(&mut self) -> Result<Actual, Infallible> {
         Ok(Actual::default())
     }
 
@@ -80,23 +83,22 @@ impl Kernel for Refusing {
 
 #[test]
 fn what_is_to_be_done_shows_no_key() {
-    let program = program();
-    let plan = desired(&program.ring, &program.local, &program.peers, Stage::Normal);
-    assert!(!plan.states.is_empty());
-    let mut memory = Memory::default();
-    let steps = diff(&Actual::default(), &plan, (&Record::default(), false), &mut memory, Instant::now());
-    let mut reconciler = Reconciler::new(Refusing::default());
-    let outcome = reconciler.run(&plan, Instant::now()).unwrap();
-    assert!(!outcome.failed.is_empty());
-    let errors: String = outcome.failed.iter().map(OpError::to_string).collect();
-    let target = Target { stage: Stage::Normal, content: Some(program.clone()) };
-    assert_all_hidden(
-        &format!(
-            "{plan:?} {plan:#?} {steps:?} {steps:#?} {memory:?} {reconciler:?} {reconciler:#?} {outcome:?} {errors} \
-             {target:?} {target:#?}"
-        ),
-        &program,
+    let target = target();
+    let plan = Planner::default().plan(&target);
+    // Two peers, both directions. The generations of this ring have one seed, so that only one of them gets the SPIs.
+    assert_eq!(plan.sas.len(), 2 * 2);
+    let mut secrets = vec![KEY.to_vec(), SEED.to_vec(), PRIVATE[..31].to_vec()];
+    secrets.extend(plan.sas.values().map(|planned| planned.sa.key.expose().to_vec()));
+    let journal = Journal::new(Record::default(), NoStore);
+    let mut reconciler = Reconciler::new(Refusing::default(), journal, SaLimits::default());
+    let report = reconciler.run(&target).unwrap();
+    assert!(!report.failed.is_empty());
+    let errors: String = report.failed.iter().map(OpError::to_string).collect();
+    let text = format!(
+        "{plan:?} {plan:#?} {reconciler:?} {reconciler:#?} {report:?} {errors} {target:?} {target:#?} {:?}",
+        identity(1)
     );
+    assert_hidden(&text, &secrets.iter().map(Vec::as_slice).collect::<Vec<_>>());
 }
 
 /// A dump's SA as a kernel sent it: its key is 00 01 02 …
@@ -109,10 +111,8 @@ fn what_the_kernel_shows_is_not_shown_on() {
     let (suite, found) = message.sa.cipher.clone().unwrap();
     assert_eq!((suite.key_len() + 4, found.expose()), (20, &key[..]));
     // Three bytes in a row are also elsewhere in small numbers: five are not.
-    let text = format!(
-        "{message:?} {message:#?} {:?}",
-        Actual { states: vec![message.sa.clone()], policies: vec![] }
-    );
+    let text =
+        format!("{message:?} {message:#?} {:?}", Actual { sas: vec![message.sa.clone()], policies: vec![] });
     for five in key.windows(5) {
         let hex: String = five.iter().map(|byte| format!("{byte:02x}")).collect();
         let decimal = format!("{five:?}");

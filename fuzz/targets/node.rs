@@ -1,17 +1,15 @@
-//! A Node object as the API server sends it, written by a kubelet or whoever may patch Nodes.
+//! A Node object as the API server sends it: a kubelet, or any program that may patch Nodes, has written it.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_common::node::{NodeFacts, SlimNode};
+use secureoverlay_k8s::{node::NodeFacts, object::Object};
 
 fuzz_target!(|object: &[u8]| {
-    let Ok(node) = serde_json::from_slice::<SlimNode>(object) else { return };
-    let facts = NodeFacts::from(&node);
-    if let Some(addr) = facts.addr {
-        assert!(!addr.is_unspecified() && !addr.is_loopback() && !addr.is_multicast(), "no host has {addr}");
-    }
-    for uid in [facts.uid, facts.boot].into_iter().flatten() {
-        assert_eq!(uid.as_str().parse(), Ok(uid));
+    let Ok(object) = serde_json::from_slice::<Object<NodeFacts>>(object) else { return };
+    let Ok(facts) = object.content else { return };
+    if let Some(address) = facts.address() {
+        let ip = address.ip();
+        assert!(!ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast(), "no host has {ip}");
     }
 });

@@ -1,30 +1,35 @@
-//! What the manager knows of the nodes: an index that two watches keep up to date.
+//! What the manager knows of the nodes, and what operators ask for: an index that watches keep up to date.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
-
-use futures::{StreamExt, future::ready};
-use kube::{
-    Api, Client,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
 };
-use secureoverlay_common::node::NodeFacts;
-use secureoverlay_daemon::{client::describe_watch, watched_node::WatchedNode};
-use secureoverlay_manager_core::snapshot::ClusterState;
-use tokio::sync::{Notify, watch};
+
+use kube::Client;
+use secureoverlay_k8s::{
+    cluster_encryption::Wanted,
+    key_rotation::Requested,
+    node_encryption::Reported,
+    object::{Content, Object},
+    watch::{self, Source, Update},
+};
+use secureoverlay_keyring::peer::EncryptionPeerSpec;
+use secureoverlay_manager_core::{operator::OperatorObjects, snapshot::ClusterState};
+use tokio::sync::{Notify, mpsc::channel, watch as signal};
 
 use crate::{
-    encryptions::{Said, WatchedEncryption},
-    snapshot::{self, ENCRYPTIONS, NODES, SnapshotError},
+    objects,
+    snapshot::{
+        self, AgentPod, ENCRYPTIONS, NODES, PEERS, PODS, ROTATIONS, SETTINGS, SnapshotError, WatchedNode,
+    },
 };
 
-/// Objects in one answer of a watch's list, which is not urgent.
-const WATCH_PAGE: u32 = 100;
+/// Updates of a watch that wait to be taken in.
+const QUEUE: usize = 64;
+
 /// The index. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ClusterCache(Arc<Shared>);
@@ -33,83 +38,153 @@ pub struct ClusterCache(Arc<Shared>);
 struct Shared {
     index: Mutex<Index>,
     changed: Notify,
-    wanted: watch::Sender<bool>,
+    wanted: signal::Sender<bool>,
+    /// A list showed that the history of the API server went back.
+    went_back: AtomicBool,
 }
 
+/// What the watches have brought.
 #[derive(Debug, Default)]
-struct Index {
-    nodes: Watched<Seen>,
-    said: Watched<Said>,
-    /// Nodes whose word can't be read, as far as the log knows.
-    malformed: BTreeSet<String>,
-}
-
-/// What a Node object says.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    facts: NodeFacts,
-    /// The keys of its taints.
-    taints: BTreeSet<String>,
-}
-
-impl Seen {
-    fn has_taint(&self, key: Option<&str>) -> bool {
-        key.is_some_and(|key| self.taints.contains(key))
-    }
+pub struct Index {
+    nodes: Watched<WatchedNode>,
+    peers: Watched<EncryptionPeerSpec>,
+    encryptions: Watched<Reported>,
+    pods: Watched<AgentPod>,
+    settings: Watched<Wanted>,
+    rotations: Watched<Requested>,
 }
 
 /// What one watch has brought.
 #[derive(Debug)]
 struct Watched<T> {
-    /// `None` until the first list is complete.
-    known: Option<BTreeMap<String, T>>,
-    /// A list that is not complete yet.
-    coming: BTreeMap<String, T>,
+    /// By name; `None` until the first list.
+    known: Option<BTreeMap<String, Object<T>>>,
+    /// Objects that can't be read, as far as the log knows.
+    unreadable: BTreeSet<String>,
     /// Why the watch fails.
     error: Option<String>,
 }
 
 impl<T> Default for Watched<T> {
     fn default() -> Self {
-        Self { known: None, coming: BTreeMap::new(), error: None }
+        Self { known: None, unreadable: BTreeSet::new(), error: None }
     }
 }
 
 impl<T: PartialEq> Watched<T> {
-    /// Whether that changed anything.
-    fn fold(&mut self, event: Event<(String, T)>) -> bool {
-        if !matches!(event, Event::Init) {
-            self.error = None;
+    /// Whether that changed anything that matters: versions do not.
+    fn fold(&mut self, what: &'static str, update: Update<T>) -> bool {
+        if let Update::Failed(failure) = update {
+            if self.error.is_none() {
+                let error = failure.message.as_str();
+                tracing::warn!(watch = what, error, "cannot watch; going on with what is known");
+            }
+            self.error = Some(failure.message);
+            return false;
         }
-        match event {
-            Event::Init => {
-                self.coming.clear();
-                false
+        if self.error.take().is_some() {
+            tracing::info!(watch = what, "the API server answers again");
+        }
+        match update {
+            Update::List { objects, .. } => {
+                objects.iter().for_each(|object| self.note(what, object));
+                let list: BTreeMap<_, _> =
+                    objects.into_iter().map(|object| (object.meta.name.clone(), object)).collect();
+                let same = self.known.as_ref().is_some_and(|known| {
+                    known.len() == list.len()
+                        && known.iter().zip(&list).all(|((_, one), (_, other))| is_same(one, other))
+                });
+                self.known = Some(list);
+                !same
             }
-            Event::InitApply((name, value)) => {
-                self.coming.insert(name, value);
-                false
-            }
-            Event::InitDone => {
-                let list = Some(std::mem::take(&mut self.coming));
-                let changed = self.known != list;
-                self.known = list;
-                changed
-            }
-            Event::Apply((name, value)) => {
+            Update::Applied(object) => {
+                self.note(what, &object);
                 let Some(known) = &mut self.known else { return false };
-                let changed = known.get(&name) != Some(&value);
-                known.insert(name, value);
-                changed
+                let same = known.get(&object.meta.name).is_some_and(|before| is_same(before, &object));
+                known.insert(object.meta.name.clone(), object);
+                !same
             }
-            Event::Delete((name, _)) => {
-                self.known.as_mut().is_some_and(|known| known.remove(&name).is_some())
+            Update::Deleted(object) => {
+                self.unreadable.remove(&object.meta.name);
+                self.known.as_mut().is_some_and(|known| known.remove(&object.meta.name).is_some())
+            }
+            Update::Heard | Update::Failed(_) => false,
+        }
+    }
+
+    /// Says once that an object can't be read.
+    fn note(&mut self, what: &'static str, object: &Object<T>) {
+        match &object.content {
+            Ok(_) => drop(self.unreadable.remove(&object.meta.name)),
+            Err(error) => {
+                if self.unreadable.insert(object.meta.name.clone()) {
+                    tracing::warn!(
+                        watch = what,
+                        name = object.meta.name,
+                        error,
+                        "object cannot be read; what was read last counts. Was it edited, or is its agent of another version?"
+                    );
+                }
             }
         }
     }
 
-    fn get(&self, what: &'static str) -> Result<&BTreeMap<String, T>, SnapshotError> {
-        self.known.as_ref().ok_or_else(|| SnapshotError::Unknown { what, error: self.error.clone() })
+    fn get(&self, what: &'static str) -> Result<impl Iterator<Item = &Object<T>>, SnapshotError> {
+        let known = self.known.as_ref();
+        let known = known.ok_or_else(|| SnapshotError::Unknown { what, error: self.error.clone() })?;
+        Ok(known.values())
+    }
+}
+
+fn is_same<T: PartialEq>(one: &Object<T>, other: &Object<T>) -> bool {
+    one.meta.name == other.meta.name && one.meta.uid == other.meta.uid && one.content == other.content
+}
+
+/// A kind of object that the index holds.
+trait Indexed: Content + PartialEq {
+    const WHAT: &'static str;
+    fn of(index: &mut Index) -> &mut Watched<Self>;
+}
+
+impl Indexed for WatchedNode {
+    const WHAT: &'static str = NODES;
+    fn of(index: &mut Index) -> &mut Watched<Self> {
+        &mut index.nodes
+    }
+}
+
+impl Indexed for EncryptionPeerSpec {
+    const WHAT: &'static str = PEERS;
+    fn of(index: &mut Index) -> &mut Watched<Self> {
+        &mut index.peers
+    }
+}
+
+impl Indexed for Reported {
+    const WHAT: &'static str = ENCRYPTIONS;
+    fn of(index: &mut Index) -> &mut Watched<Self> {
+        &mut index.encryptions
+    }
+}
+
+impl Indexed for AgentPod {
+    const WHAT: &'static str = PODS;
+    fn of(index: &mut Index) -> &mut Watched<Self> {
+        &mut index.pods
+    }
+}
+
+impl Indexed for Wanted {
+    const WHAT: &'static str = SETTINGS;
+    fn of(index: &mut Index) -> &mut Watched<Self> {
+        &mut index.settings
+    }
+}
+
+impl Indexed for Requested {
+    const WHAT: &'static str = ROTATIONS;
+    fn of(index: &mut Index) -> &mut Watched<Self> {
+        &mut index.rotations
     }
 }
 
@@ -118,7 +193,8 @@ impl Default for ClusterCache {
         Self(Arc::new(Shared {
             index: Mutex::default(),
             changed: Notify::new(),
-            wanted: watch::Sender::new(false),
+            wanted: signal::Sender::new(false),
+            went_back: AtomicBool::new(false),
         }))
     }
 }
@@ -134,80 +210,87 @@ impl ClusterCache {
         self.0.changed.notified().await;
     }
 
+    /// Whether a list has shown since the last call that the history of the API server went back.
+    #[must_use]
+    pub fn take_went_back(&self) -> bool {
+        self.0.went_back.swap(false, Ordering::Relaxed)
+    }
+
     /// What the watches have brought; `taint` is the key of the start-up taint.
     ///
     /// # Errors
     /// Where one of them has brought nothing yet.
     pub fn snapshot(&self, taint: Option<&str>) -> Result<ClusterState, SnapshotError> {
         let index = self.index();
-        let (nodes, said) = (index.nodes.get(NODES)?, index.said.get(ENCRYPTIONS)?);
-        Ok(snapshot::assemble(
-            nodes.values().map(|node| (node.facts.clone(), node.has_taint(taint))),
-            said.iter().map(|(name, said)| (name.clone(), said.clone())),
-        ))
+        let mut state = ClusterState::default();
+        for node in index.nodes.get(NODES)? {
+            snapshot::add_node(&mut state, node, taint);
+        }
+        let named = |name: &String| name.clone();
+        state.peers = index
+            .peers
+            .get(PEERS)?
+            .map(|peer| (named(&peer.meta.name), snapshot::object(peer.clone(), Some)))
+            .collect();
+        for encryption in index.encryptions.get(ENCRYPTIONS)? {
+            snapshot::add_encryption(&mut state, encryption.clone());
+        }
+        state.ready_pods = match index.pods.get(PODS) {
+            Ok(pods) => pods.filter_map(|pod| pod.content.as_ref().ok()?.0.clone()).collect(),
+            // No key decision rests on them. Where they may not be read, each agent is taken to be there.
+            Err(_) => state.nodes.iter().map(|node| node.name.clone()).collect(),
+        };
+        Ok(state)
+    }
+
+    /// What operators ask for by objects.
+    ///
+    /// # Errors
+    /// Where one of the watches has brought nothing yet.
+    pub fn objects(&self) -> Result<OperatorObjects, SnapshotError> {
+        let index = self.index();
+        Ok(objects::objects(index.settings.get(SETTINGS)?, index.rotations.get(ROTATIONS)?))
     }
 
     /// Takes in what the watch of the Nodes yields.
-    pub fn nodes(&self, item: watcher::Result<Event<WatchedNode>>) {
-        let item = item.map(|event| {
-            map(event, |node| {
-                let taints = node.taints();
-                let facts = NodeFacts::from(node);
-                (facts.name.clone(), Seen { facts, taints })
-            })
-        });
-        self.take(NODES, item, |index| &mut index.nodes);
+    pub fn nodes(&self, update: Update<WatchedNode>) {
+        self.take(update);
+    }
+
+    /// Takes in what the watch of the EncryptionPeers yields.
+    pub fn peers(&self, update: Update<EncryptionPeerSpec>) {
+        self.take(update);
     }
 
     /// Takes in what the watch of the NodeEncryptions yields.
-    pub fn encryptions(&self, item: watcher::Result<Event<WatchedEncryption>>) {
-        let item = item.map(|event| map(event, WatchedEncryption::into_parts));
-        if let Ok(Event::Apply((name, said)) | Event::InitApply((name, said))) = &item {
-            self.note_malformed(name, said.malformed);
-        }
-        self.take(ENCRYPTIONS, item, |index| &mut index.said);
+    pub fn encryptions(&self, update: Update<Reported>) {
+        self.take(update);
     }
 
-    fn take<T: PartialEq>(
-        &self,
-        what: &'static str,
-        item: watcher::Result<Event<(String, T)>>,
-        of: impl FnOnce(&mut Index) -> &mut Watched<T>,
-    ) {
-        let mut index = self.index();
-        let watched = of(&mut index);
-        match item {
-            Ok(event) => {
-                // A new list begins with an event of its own before the API has answered.
-                if watched.error.is_some() && !matches!(event, Event::Init) {
-                    tracing::info!(watch = what, "the API answers again");
-                }
-                if watched.fold(event) {
-                    self.0.changed.notify_one();
-                }
-            }
-            // The API server no longer knows the version that the watch was at: routine, a new list follows.
-            Err(watcher::Error::WatchError(status)) if status.code == 410 => {}
-            Err(error) => {
-                let error = describe_watch(&error);
-                if watched.error.is_none() {
-                    tracing::warn!(watch = what, error, "cannot watch; going on with what is known");
-                }
-                watched.error = Some(error);
-            }
-        }
+    /// Takes in what the watch of the agents' Pods yields.
+    pub fn pods(&self, update: Update<AgentPod>) {
+        self.take(update);
     }
 
-    fn note_malformed(&self, name: &str, malformed: bool) {
-        let mut index = self.index();
-        if !malformed {
-            index.malformed.remove(name);
-        } else if index.malformed.insert(name.to_owned()) {
-            tracing::warn!(
-                node = name,
-                "its NodeEncryption holds an acknowledgement that can't be read, so it counts as none: has somebody \
-                 edited it, or is its agent of another version?"
-            );
+    /// Takes in what the watch of the ClusterEncryptions yields.
+    pub fn settings(&self, update: Update<Wanted>) {
+        self.take(update);
+    }
+
+    /// Takes in what the watch of the KeyRotations yields.
+    pub fn rotations(&self, update: Update<Requested>) {
+        self.take(update);
+    }
+
+    fn take<T: Indexed>(&self, update: Update<T>) {
+        let went_back = matches!(update, Update::List { went_back: true, .. });
+        if went_back {
+            tracing::warn!(watch = T::WHAT, "the API server shows an older state: a backup was restored");
+            self.0.went_back.store(true, Ordering::Relaxed);
+        }
+        let changed = T::of(&mut self.index()).fold(T::WHAT, update);
+        if changed || went_back {
+            self.0.changed.notify_one();
         }
     }
 
@@ -217,52 +300,64 @@ impl ClusterCache {
     }
 }
 
-fn map<K, T>(event: Event<K>, to: impl FnOnce(K) -> T) -> Event<T> {
-    match event {
-        Event::Apply(object) => Event::Apply(to(object)),
-        Event::Delete(object) => Event::Delete(to(object)),
-        Event::Init => Event::Init,
-        Event::InitApply(object) => Event::InitApply(to(object)),
-        Event::InitDone => Event::InitDone,
-    }
-}
-
 /// Keeps the index up to date from when it is wanted. Never ends.
-pub async fn follow(client: Client, cluster: ClusterCache) {
+pub async fn follow(client: Client, cluster: &ClusterCache) {
     // The sender lives as long as `cluster`: there is no error to come.
     let _ = cluster.0.wanted.subscribe().wait_for(|wanted| *wanted).await;
-    let config = watcher::Config::default().page_size(WATCH_PAGE);
-    let nodes = watcher(Api::<WatchedNode>::all(client.clone()), config.clone()).default_backoff();
-    let encryptions = watcher(Api::<WatchedEncryption>::all(client), config).default_backoff();
     tokio::join!(
-        nodes.for_each(|item| {
-            cluster.nodes(item);
-            ready(())
-        }),
-        encryptions.for_each(|item| {
-            cluster.encryptions(item);
-            ready(())
-        }),
+        watch_one::<WatchedNode>(client.clone(), snapshot::nodes(), cluster),
+        watch_one::<EncryptionPeerSpec>(client.clone(), snapshot::peers(), cluster),
+        watch_one::<Reported>(client.clone(), snapshot::encryptions(), cluster),
+        watch_one::<AgentPod>(client, Source::agent_pods(), cluster),
     );
+}
+
+/// Keeps what operators ask for up to date. Never ends.
+pub async fn follow_objects(client: Client, cluster: &ClusterCache) {
+    tokio::join!(
+        watch_one::<Wanted>(client.clone(), snapshot::settings(), cluster),
+        watch_one::<Requested>(client, snapshot::rotations(), cluster),
+    );
+}
+
+async fn watch_one<T: Indexed>(client: Client, source: Source, cluster: &ClusterCache) {
+    let (sender, mut updates) = channel(QUEUE);
+    let taking = async {
+        while let Some(update) = updates.recv().await {
+            cluster.take::<T>(update);
+        }
+    };
+    tokio::join!(watch::follow(client, source, sender), taking);
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use secureoverlay_k8s::watch::Failure;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn node(name: &str, ready: &str) -> WatchedNode {
+    const UID: &str = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b01";
+
+    fn node(name: &str, ready: &str) -> Object<WatchedNode> {
         let condition = json!({"type": "Ready", "status": ready});
-        serde_json::from_value(json!({"metadata": {"name": name}, "status": {"conditions": [condition]}}))
-            .unwrap()
+        Object::read(json!({"metadata": {"name": name}, "status": {"conditions": [condition]}}))
     }
 
-    fn encryption(name: &str, newest: u64) -> WatchedEncryption {
-        let uid = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b01";
-        let acknowledgement = json!({"node": uid, "boot": uid, "newest": newest});
-        let status = json!({"acknowledgement": acknowledgement, "heartbeat": null});
-        serde_json::from_value(json!({"metadata": {"name": name}, "status": status})).unwrap()
+    fn encryption(name: &str, version: &str, acknowledgement: &Value) -> Object<Reported> {
+        let metadata = json!({"name": name, "resourceVersion": version});
+        Object::read(json!({"metadata": metadata, "status": {"acknowledgement": acknowledgement}}))
+    }
+
+    fn acknowledgement(highest: u64) -> Value {
+        json!({
+            "ackId": UID, "nodeUid": UID, "instance": UID, "enforcement": "permissive",
+            "highestGenerationSeen": highest,
+        })
+    }
+
+    fn list<T>(objects: Vec<Object<T>>) -> Update<T> {
+        Update::List { objects, went_back: false }
     }
 
     /// Whether a change was told since the last time.
@@ -270,64 +365,72 @@ mod tests {
         futures::FutureExt::now_or_never(cluster.changed()).is_some()
     }
 
-    fn fill(cluster: &ClusterCache, nodes: &[WatchedNode]) {
-        cluster.nodes(Ok(Event::Init));
-        nodes.iter().for_each(|node| cluster.nodes(Ok(Event::InitApply(node.clone()))));
-        cluster.nodes(Ok(Event::InitDone));
+    fn full() -> ClusterCache {
+        let cluster = ClusterCache::default();
+        cluster.nodes(list(vec![node("a", "True"), node("b", "True")]));
+        cluster.peers(list(Vec::new()));
+        cluster.encryptions(list(vec![encryption("a", "1", &acknowledgement(1))]));
+        assert!(told(&cluster));
+        cluster
     }
 
     #[test]
-    fn nothing_is_known_before_both_lists_are_complete() {
+    fn nothing_is_known_before_all_lists_but_that_of_pods_are_there() {
         let cluster = ClusterCache::default();
-        fill(&cluster, &[node("a", "True")]);
-        cluster.encryptions(Ok(Event::Init));
-        cluster.encryptions(Ok(Event::InitApply(encryption("a", 1))));
+        cluster.nodes(list(vec![node("a", "True")]));
+        cluster.peers(list(Vec::new()));
         let error = cluster.snapshot(None).unwrap_err().to_string();
         assert!(error.contains("NodeEncryptions are not known yet") && error.contains("manifest"), "{error}");
-        cluster.encryptions(Ok(Event::InitDone));
-        let view = cluster.snapshot(None).unwrap();
-        assert_eq!((view.nodes.len(), view.acknowledgements["a"].newest), (1, 1));
+        cluster.encryptions(list(Vec::new()));
+        let state = cluster.snapshot(None).unwrap();
+        assert_eq!((state.nodes.len(), state.ready_pods), (1, ["a".to_owned()].into()));
+        cluster.pods(list(Vec::new()));
+        assert!(cluster.snapshot(None).unwrap().ready_pods.is_empty());
     }
 
     #[test]
-    fn a_list_replaces_what_was_known_only_when_it_is_complete() {
-        let cluster = ClusterCache::default();
-        fill(&cluster, &[node("a", "True"), node("b", "True")]);
-        cluster.encryptions(Ok(Event::InitDone));
-        cluster.nodes(Ok(Event::Init));
-        cluster.nodes(Ok(Event::InitApply(node("c", "True"))));
-        assert_eq!(cluster.snapshot(None).unwrap().nodes.len(), 2);
-        cluster.nodes(Ok(Event::InitDone));
-        let names: Vec<String> =
-            cluster.snapshot(None).unwrap().nodes.into_iter().map(|node| node.name).collect();
-        assert_eq!(names, ["c"]);
-        cluster.nodes(Ok(Event::Delete(node("c", "True"))));
-        assert!(cluster.snapshot(None).unwrap().nodes.is_empty());
+    fn hostile_object_harms_no_other() {
+        let cluster = full();
+        let hostile =
+            [json!({"ackId": "me"}), json!([]), json!("yes"), json!({"ackId": {}, "receivable": 3})];
+        for acknowledgement in hostile {
+            cluster.encryptions(Update::Applied(encryption("b", "2", &acknowledgement)));
+            let state = cluster.snapshot(None).unwrap();
+            assert_eq!(state.acks["b"].content, None, "{acknowledgement}");
+            assert!(state.acks["a"].content.is_some());
+        }
+        cluster.encryptions(Update::Applied(encryption("b", "3", &Value::Null)));
+        assert_eq!(cluster.snapshot(None).unwrap().acks["b"].content, None, "it says nothing yet");
     }
 
     #[test]
     fn only_what_matters_is_told() {
-        let cluster = ClusterCache::default();
-        fill(&cluster, &[node("a", "True")]);
-        assert!(told(&cluster) && !told(&cluster));
-        cluster.nodes(Ok(Event::Apply(node("a", "True"))));
+        let cluster = full();
+        cluster.nodes(Update::Applied(node("a", "True")));
         assert!(!told(&cluster), "a kubelet's sign of life");
-        cluster.nodes(Ok(Event::Apply(node("a", "Unknown"))));
+        cluster.nodes(Update::Applied(node("a", "Unknown")));
         assert!(told(&cluster));
-        cluster.encryptions(Ok(Event::InitDone));
-        cluster.encryptions(Ok(Event::Apply(encryption("a", 1))));
+        cluster.encryptions(Update::Applied(encryption("a", "2", &acknowledgement(1))));
+        assert!(!told(&cluster), "another part of its status has changed");
+        cluster.encryptions(Update::Applied(encryption("a", "3", &acknowledgement(2))));
         assert!(told(&cluster));
-        cluster.encryptions(Ok(Event::Apply(encryption("a", 1))));
-        assert!(!told(&cluster), "an agent's sign of life");
-        cluster.encryptions(Ok(Event::Apply(encryption("a", 2))));
+        cluster.nodes(Update::Heard);
+        cluster.nodes(list(vec![node("a", "Unknown"), node("b", "True")]));
+        assert!(!told(&cluster), "the same once more");
+        cluster.nodes(Update::Deleted(node("b", "True")));
         assert!(told(&cluster));
+        assert_eq!(cluster.snapshot(None).unwrap().nodes.len(), 1);
+        assert!(!cluster.take_went_back());
+        cluster.nodes(Update::List { objects: vec![node("a", "Unknown")], went_back: true });
+        assert!(told(&cluster) && cluster.take_went_back() && !cluster.take_went_back());
     }
 
     #[test]
-    fn a_watch_that_fails_says_why_nothing_is_known() {
+    fn watch_that_fails_says_why_nothing_is_known() {
         let cluster = ClusterCache::default();
-        cluster.nodes(Err(watcher::Error::NoResourceVersion));
+        let failure = Failure { message: "forbidden".to_owned(), code: Some(403) };
+        cluster.nodes(Update::Failed(failure));
         let error = cluster.snapshot(None).unwrap_err().to_string();
-        assert!(error.contains("Nodes are not known yet (the API server's answer has no"), "{error}");
+        assert!(error.contains("Nodes are not known yet (forbidden)"), "{error}");
     }
 }

@@ -3,15 +3,15 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use jiff::{Timestamp, tz::TimeZone};
-use secureoverlay_common::suite::Suite;
+use jiff::Timestamp;
 use secureoverlay_daemon::{duration, log};
-use secureoverlay_manager_core::{rollout_mode::RolloutMode, schedule::Schedule};
-
-use crate::{
-    enforce::{self, Enforce},
-    rotate, taint,
+use secureoverlay_keyring::{
+    settings::{DeletionPolicy, EnforcementGoal, RotationSchedule, RotationSettings, Settings},
+    suite::Suite,
 };
+use secureoverlay_manager_core::{rollout_mode::RolloutMode, schedule};
+
+use crate::{rotate, taint};
 
 /// Owns the key ring of SecureOverlay, in the Secret kube-system/ucp-secureoverlay, and rotates it.
 ///
@@ -24,6 +24,12 @@ pub struct Config {
     /// Something else than to be the manager.
     #[command(subcommand)]
     pub command: Option<Command>,
+
+    /// Where the settings come from. With `object` from the ClusterEncryption named default, and rotations are asked for by
+    /// KeyRotations; the flags below that are settings are errors then. With `flags` from these flags, as under MKE's
+    /// manifest, whose manager has no rights on objects. [default: flags]
+    #[arg(long, env = "SECUREOVERLAY_SETTINGS", value_enum, value_name = "SOURCE")]
+    pub settings: Option<SettingsSource>,
 
     /// When and how keys are rotated.
     #[command(flatten)]
@@ -41,7 +47,7 @@ pub struct Config {
     pub poll_interval: Duration,
 
     /// Key of a taint that the manager removes from a node as soon as that encrypts to all others, for instance
-    /// secureoverlay.io/starting: who sets it keeps pods off nodes until then (--register-with-taints of the kubelet).
+    /// secureoverlay.io/starting, which keeps pods off nodes until then (--register-with-taints of the kubelet).
     /// Needs acknowledgements, and the rights in manifests/startup-taint.yaml
     #[arg(
         long,
@@ -52,8 +58,13 @@ pub struct Config {
     pub startup_taint: Option<String>,
 
     /// Where /healthz, /readyz and /metrics are served
-    #[arg(long, env = "SECUREOVERLAY_LISTEN", default_value = "0.0.0.0:9466", value_name = "ADDRESS")]
-    pub listen: SocketAddr,
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_METRICS_BIND_ADDRESS",
+        default_value = "0.0.0.0:9466",
+        value_name = "ADDRESS"
+    )]
+    pub metrics_bind_address: SocketAddr,
 
     /// What is logged, and how.
     #[command(flatten)]
@@ -64,10 +75,13 @@ pub struct Config {
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
     /// Asks the manager for a new key now
+    ///
+    /// Makes a KeyRotation, as `kubectl create` does, and prints its name. Where there is no such kind of object, or no right to
+    /// make one, it asks by an annotation of the Secret kube-system/ucp-secureoverlay. That needs what the manager's pod may do
+    /// under MKE's manifest: `get` and `update` of the Secret. So this works there, too:
+    /// `kubectl -n kube-system exec deploy/ucp-secureoverlay-mgr -- /ucp-secureoverlay-mgr rotate --wait`.
     Rotate(rotate::Args),
-    /// Tells the manager how far to insist on encryption
-    Enforce(enforce::Args),
-    /// Prints the CustomResourceDefinition of NodeEncryption, which is part of the manifest
+    /// Prints the CustomResourceDefinitions, which are part of the manifest
     Crd,
 }
 
@@ -75,18 +89,17 @@ pub enum Command {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Rotation")]
 pub struct Rotation {
-    /// For how long a key is used before the next one takes over
+    /// For how long a key is used before the next one takes over. A setting [default: 12h]
     #[arg(
         long,
         env = "SECUREOVERLAY_ROTATION_INTERVAL",
-        default_value = "12h",
         value_name = "DURATION",
         value_parser = duration::parse_positive
     )]
-    pub rotation_interval: Duration,
+    pub rotation_interval: Option<Duration>,
 
     /// When keys are rotated, instead of after an interval: a cron expression (minute, hour, day of month, month, day of
-    /// week), as in "0 3 * * 0" for Sundays at three in the morning
+    /// week), as in "0 3 * * 0" for Sundays at three in the morning. A setting
     #[arg(
         long,
         env = "SECUREOVERLAY_ROTATION_SCHEDULE",
@@ -95,38 +108,41 @@ pub struct Rotation {
     )]
     pub rotation_schedule: Option<String>,
 
-    /// The clock that the schedule means: UTC, or a name like Europe/Berlin
-    #[arg(
-        long,
-        env = "SECUREOVERLAY_TIME_ZONE",
-        default_value = "UTC",
-        value_name = "ZONE",
-        value_parser = parse_zone
-    )]
-    pub time_zone: TimeZone,
+    /// The clock that the schedule means: UTC, or a name like Europe/Berlin. A setting [default: UTC]
+    #[arg(long, env = "SECUREOVERLAY_TIME_ZONE", value_name = "ZONE")]
+    pub time_zone: Option<String>,
 
-    /// What a rotation waits for. With `required` a new key is used, and an old one dropped, when every node has said
-    /// that it is ready for that; with `timed` when time has passed; `auto` is the first where the manager may list
-    /// Nodes and NodeEncryptions, else the second
+    /// The least time between two rotations, whatever asks for them. A setting [default: 5m]
     #[arg(
         long,
-        env = "SECUREOVERLAY_ACKNOWLEDGEMENTS",
+        env = "SECUREOVERLAY_MINIMUM_ROTATION_INTERVAL",
+        value_name = "DURATION",
+        value_parser = duration::parse
+    )]
+    pub minimum_rotation_interval: Option<Duration>,
+
+    /// What a rotation waits for. With `acknowledged` a new key is used, and an old one removed, when every node has
+    /// acknowledged that it is ready for that; with `timed` when time has passed; `auto` is the first where the manager
+    /// may list Nodes, EncryptionPeers and NodeEncryptions, else the second
+    #[arg(
+        long,
+        env = "SECUREOVERLAY_ROTATION_MODE",
         value_enum,
         default_value = "auto",
         value_name = "MODE"
     )]
-    pub acknowledgements: Acknowledgements,
+    pub rotation_mode: RotationMode,
 
-    /// For how long a rotation waits for a node that is not Ready; then it goes on, and the node catches up when it is
-    /// back. One that is Ready is waited for without end
+    /// For how long the removal of a key waits for a node that is not Ready or is excluded, and for how long a new key may
+    /// take to be proven before it is dropped. A Ready node is waited for without end at removal
     #[arg(
         long,
-        env = "SECUREOVERLAY_UNREACHABLE_LIMIT",
+        env = "SECUREOVERLAY_NOT_READY_TIMEOUT",
         default_value = "1h",
         value_name = "DURATION",
         value_parser = duration::parse_positive
     )]
-    pub unreachable_limit: Duration,
+    pub not_ready_timeout: Duration,
 
     /// Without acknowledgements: the time within which every node has read a changed ring and programmed its kernel. A new key is used, and an
     /// old one dropped, only after it. Kubelets bring a mounted Secret up to date within about 2 minutes
@@ -140,59 +156,129 @@ pub struct Rotation {
     pub propagation_delay: Duration,
 
     /// Cipher of the tunnels: aes128gcm8 (as MKE), aes128gcm16 or aes256gcm16. A change rotates at once. The last two
-    /// need 8 bytes more in every packet: mind the tunnel's MTU
-    #[arg(long, env = "SECUREOVERLAY_SUITE", default_value_t, value_name = "SUITE")]
-    pub suite: Suite,
+    /// need 8 bytes more in every packet: mind the tunnel's MTU. A setting [default: aes128gcm8]
+    #[arg(long, env = "SECUREOVERLAY_CIPHER_SUITE", value_name = "SUITE")]
+    pub cipher_suite: Option<Suite>,
 
-    /// How far encryption is insisted on. With `auto` plaintext is turned away as soon as every node encrypts and nothing
+    /// How far encryption is enforced. With `auto` plaintext is refused as soon as every node encrypts and nothing
     /// speaks against it, which needs acknowledgements; with `permissive` it is accepted; with `off` nothing is encrypted,
-    /// and what was is taken back step by step. The annotation secureoverlay.io/enforce of the Secret (see `enforce`)
-    /// counts instead as long as it is there
-    #[arg(long, env = "SECUREOVERLAY_ENFORCEMENT", value_enum, default_value = "auto", value_name = "GOAL")]
-    pub enforcement: Enforce,
+    /// and what was is taken back step by step. A setting [default: auto]
+    #[arg(long, env = "SECUREOVERLAY_ENFORCEMENT", value_enum, value_name = "GOAL")]
+    pub enforcement: Option<GoalArg>,
 }
 
-impl Rotation {
-    /// When rotations are due.
+impl Config {
+    /// The settings that the flags come to; `None` where the ClusterEncryption has them.
     ///
     /// # Errors
     /// A sentence for the user.
-    pub fn schedule(&self, now: Timestamp) -> Result<Schedule, String> {
-        match &self.rotation_schedule {
-            None => Ok(Schedule::Every(self.rotation_interval)),
-            Some(text) => Schedule::cron(text, &self.time_zone, now),
+    pub fn settings(&self, now: Timestamp) -> Result<Option<Settings>, String> {
+        match self.settings.unwrap_or(SettingsSource::Flags) {
+            SettingsSource::Flags => self.rotation.settings(now).map(Some),
+            SettingsSource::Object => match self.rotation.given().as_slice() {
+                [] => Ok(None),
+                given => Err(format!(
+                    "{} cannot be given with --settings=object: settings come from the ClusterEncryption then. Take the flags and \
+                     their environment variables out, and edit that object",
+                    given.join(", ")
+                )),
+            },
         }
     }
 }
 
-/// `--acknowledgements`.
+impl Rotation {
+    /// What these flags come to.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    fn settings(&self, now: Timestamp) -> Result<Settings, String> {
+        let default = RotationSettings::default();
+        let schedule = match (&self.rotation_schedule, self.rotation_interval) {
+            (None, None) => default.schedule.clone(),
+            (None, Some(interval)) => RotationSchedule::Interval(interval),
+            (Some(expression), _) => RotationSchedule::Cron {
+                expression: expression.clone(),
+                time_zone: self.time_zone.clone().unwrap_or_else(|| "UTC".to_owned()),
+            },
+        };
+        schedule::check(&schedule, now)?;
+        let minimum_interval = self.minimum_rotation_interval.unwrap_or(default.minimum_interval);
+        let rotation = RotationSettings { schedule, minimum_interval, ..default };
+        rotation.check().map_err(|error| error.to_string())?;
+        Ok(Settings {
+            enforcement: self.enforcement.unwrap_or(GoalArg::Auto).into(),
+            cipher_suite: self.cipher_suite.unwrap_or_default(),
+            rotation,
+            deletion_policy: DeletionPolicy::Disable,
+        })
+    }
+}
+
+impl Rotation {
+    /// The flags that are settings, and were given.
+    fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--rotation-interval", self.rotation_interval.is_some()),
+            ("--rotation-schedule", self.rotation_schedule.is_some()),
+            ("--time-zone", self.time_zone.is_some()),
+            ("--minimum-rotation-interval", self.minimum_rotation_interval.is_some()),
+            ("--cipher-suite", self.cipher_suite.is_some()),
+            ("--enforcement", self.enforcement.is_some()),
+        ];
+        all.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+    }
+}
+
+/// `--settings`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Acknowledgements {
-    /// The nodes say so.
-    Required,
+pub enum SettingsSource {
+    /// The ClusterEncryption.
+    Object,
+    /// The command line and the environment.
+    Flags,
+}
+
+/// `--enforcement`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GoalArg {
+    /// Up to enforcing, once nothing speaks against it
+    Auto,
+    /// Plaintext is accepted
+    Permissive,
+    /// Nothing is encrypted
+    Off,
+}
+
+impl From<GoalArg> for EnforcementGoal {
+    fn from(goal: GoalArg) -> Self {
+        match goal {
+            GoalArg::Auto => Self::Auto,
+            GoalArg::Permissive => Self::Permissive,
+            GoalArg::Off => Self::Off,
+        }
+    }
+}
+
+/// `--rotation-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RotationMode {
+    /// The nodes acknowledge each step.
+    Acknowledged,
     /// Time has passed.
     Timed,
-    /// `required` where the manager has the rights for it, else `timed`.
+    /// `acknowledged` where the manager has the rights for it, else `timed`.
     Auto,
 }
 
-impl From<Acknowledgements> for RolloutMode {
-    fn from(acknowledgements: Acknowledgements) -> Self {
-        match acknowledgements {
-            Acknowledgements::Required => Self::Acknowledged,
-            Acknowledgements::Timed => Self::Timed,
-            Acknowledgements::Auto => Self::Auto,
+impl From<RotationMode> for RolloutMode {
+    fn from(mode: RotationMode) -> Self {
+        match mode {
+            RotationMode::Acknowledged => Self::Acknowledged,
+            RotationMode::Timed => Self::Timed,
+            RotationMode::Auto => Self::Auto,
         }
     }
-}
-
-/// For a flag's `value_parser`: a name from the database of time zones, which is part of the program.
-///
-/// # Errors
-/// A sentence for the user.
-fn parse_zone(name: &str) -> Result<TimeZone, String> {
-    TimeZone::get(name)
-        .map_err(|_| format!("no time zone has the name {name:?}: write UTC, or one like Europe/Berlin"))
 }
 
 #[cfg(test)]
@@ -204,12 +290,29 @@ mod tests {
     #[test]
     fn defaults_are_mkes() {
         let config = Config::parse_from(["ucp-secureoverlay-mgr"]);
-        assert_eq!(config.rotation.rotation_interval, Duration::from_secs(12 * 3600));
+        assert_eq!(config.settings(Timestamp::UNIX_EPOCH), Ok(Some(Settings::default())));
         assert_eq!(config.rotation.propagation_delay, Duration::from_secs(180));
-        assert_eq!(config.rotation.suite, Suite::Aes128Gcm8);
         assert!(config.command.is_none(), "MKE's manifest starts it without arguments");
-        assert_eq!(config.rotation.acknowledgements, Acknowledgements::Auto);
-        assert_eq!(config.rotation.enforcement, Enforce::Auto);
+        assert_eq!(config.rotation.rotation_mode, RotationMode::Auto);
+    }
+
+    #[test]
+    fn settings_have_one_source() {
+        let settings =
+            |args: &[&str]| Config::parse_from([&["mgr"], args].concat()).settings(Timestamp::UNIX_EPOCH);
+        assert_eq!(settings(&["--settings", "object"]), Ok(None));
+        assert!(settings(&["--settings", "flags", "--enforcement", "off"]).unwrap().is_some());
+        for flag in [
+            ["--rotation-interval", "1h"],
+            ["--rotation-schedule", "0 3 * * 0"],
+            ["--time-zone", "UTC"],
+            ["--minimum-rotation-interval", "1m"],
+            ["--cipher-suite", "aes128gcm16"],
+            ["--enforcement", "auto"],
+        ] {
+            let error = settings(&["--settings=object", flag[0], flag[1]]).unwrap_err();
+            assert!(error.starts_with(flag[0]) && error.contains("ClusterEncryption"), "{error}");
+        }
     }
 
     #[test]
@@ -228,37 +331,39 @@ mod tests {
     fn a_schedule_takes_the_place_of_the_interval() {
         let config =
             Config::parse_from(["mgr", "--rotation-schedule", "0 3 * * 0", "--time-zone", "Asia/Tokyo"]);
-        let schedule = config.rotation.schedule(Timestamp::UNIX_EPOCH).unwrap();
-        assert_eq!(schedule.to_string(), "at \"0 3 * * 0\" (Asia/Tokyo)");
+        let settings = config.settings(Timestamp::UNIX_EPOCH).unwrap().unwrap();
+        let expected =
+            RotationSchedule::Cron { expression: "0 3 * * 0".into(), time_zone: "Asia/Tokyo".into() };
+        assert_eq!(settings.rotation.schedule, expected);
         let both = ["mgr", "--rotation-schedule", "0 3 * * 0", "--rotation-interval", "12h"];
         assert!(Config::try_parse_from(both).is_err());
-        let config = Config::parse_from(["mgr", "--rotation-schedule", "daily, please"]);
-        assert!(config.rotation.schedule(Timestamp::UNIX_EPOCH).is_err());
+        for (schedule, zone) in [("daily, please", "UTC"), ("0 3 * * 0", "Europe/Atlantis")] {
+            let config = Config::parse_from(["mgr", "--rotation-schedule", schedule, "--time-zone", zone]);
+            assert!(config.settings(Timestamp::UNIX_EPOCH).is_err(), "{schedule} {zone}");
+        }
     }
 
     #[test]
     fn commands() {
-        let config = Config::parse_from(["mgr", "rotate", "--wait", "--force"]);
+        let config = Config::parse_from(["mgr", "rotate", "--wait", "--skip-unresponsive"]);
         let Some(Command::Rotate(args)) = config.command else { panic!("{config:?}") };
-        assert!(args.wait && args.force);
+        assert!(args.wait && args.skip_unresponsive);
         assert!(matches!(Config::parse_from(["mgr", "crd"]).command, Some(Command::Crd)));
-        let config = Config::parse_from(["mgr", "enforce", "off", "--wait"]);
-        assert!(matches!(config.command, Some(Command::Enforce(args)) if args.wait), "{config:?}");
-        assert!(Config::try_parse_from(["mgr", "enforce"]).is_err(), "it has to be said what");
     }
 
     #[test]
     fn nonsense_is_refused() {
         for args in [
-            ["--suite", "rot13"],
+            ["--cipher-suite", "rot13"],
             ["--rotation-interval", "0s"],
             ["--propagation-delay", "0s"],
             ["--poll-interval", "often"],
-            ["--listen", "everywhere"],
-            ["--acknowledgements", "maybe"],
+            ["--metrics-bind-address", "everywhere"],
+            ["--rotation-mode", "maybe"],
             ["--enforcement", "enforcing"],
-            ["--unreachable-limit", "0s"],
-            ["--time-zone", "Europe/Atlantis"],
+            ["--settings", "both"],
+            ["--not-ready-timeout", "0s"],
+            ["--minimum-rotation-interval", "-1s"],
             ["--startup-taint", "starting:NoSchedule"],
         ] {
             assert!(Config::try_parse_from([&["mgr"], &args[..]].concat()).is_err(), "{args:?}");

@@ -5,21 +5,24 @@ use std::time::Instant;
 use jiff::Timestamp;
 use kube::Client;
 use rand::rngs::SysError;
-use secureoverlay_common::ring::RingError;
+use secureoverlay_k8s::client::describe;
+use secureoverlay_keyring::keyring::KeyRingError;
 use secureoverlay_manager_core::{
     controller::{Controller, ControllerOptions, Now, Outcome, Request, Write, WriteResult},
     snapshot::SecretSnapshot,
 };
+use secureoverlay_rotation::{ApplyError, History, Installation};
 
 use crate::{
     access::{self, AccessError},
     cluster_cache::ClusterCache,
     installation::{InstallationError, Observer},
     metrics::{self, Metrics},
+    objects,
     outbox::Outbox,
     reporter::Reporter,
     snapshot::{self, SnapshotError},
-    store::{Held, Store, StoreError, Written},
+    store::{SecretRead, Store, StoreError, Written},
 };
 
 /// Fills a buffer with random bytes fit for keys.
@@ -37,6 +40,9 @@ pub enum ReconcileError {
     /// The nodes.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The ClusterEncryption.
+    #[error("failed to make the ClusterEncryption: {}. No key is made without it", describe(.0))]
+    Settings(#[source] kube::Error),
     /// What we may know of them.
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -44,10 +50,22 @@ pub enum ReconcileError {
     #[error(
         "{0}. Nodes go on with the keys they hold; the Secret is left as it is until this is mended: write a good ring, or empty `data.keys`: the last good one is put back then, or a new one made"
     )]
-    InvalidRing(RingError),
+    InvalidRing(KeyRingError),
     /// No keys can be made.
-    #[error("drawing random bytes for a key: {0}")]
-    Random(#[from] SysError),
+    #[error("failed to draw random bytes for a key: {0}")]
+    Random(SysError),
+    /// The next ring would be refused.
+    #[error(transparent)]
+    NextRing(ApplyError<SysError>),
+}
+
+impl From<ApplyError<SysError>> for ReconcileError {
+    fn from(error: ApplyError<SysError>) -> Self {
+        match error {
+            ApplyError::Random(error) => Self::Random(error),
+            error @ ApplyError::Invalid(_) => Self::NextRing(error),
+        }
+    }
 }
 
 /// The controller, and what it needs of the world.
@@ -62,7 +80,10 @@ pub struct Driver {
     metrics: Metrics,
     reporter: Reporter,
     /// The Secret as this evaluation has read it.
-    held: Option<Held>,
+    read: Option<SecretRead>,
+    /// Version of the Secret that was read or written last, and its UID.
+    seen: Option<(Option<String>, u64)>,
+    installation: Installation,
 }
 
 impl Driver {
@@ -89,7 +110,9 @@ impl Driver {
             startup_taint,
             random,
             metrics,
-            held: None,
+            read: None,
+            seen: None,
+            installation: Installation::Unknown,
         }
     }
 
@@ -110,6 +133,9 @@ impl Driver {
     /// Where the cluster can't be read or written, or holds what can't be understood.
     pub async fn reconcile(&mut self, clock: impl Fn() -> Now) -> Result<Outcome, ReconcileError> {
         self.controller.handle_timeout();
+        if self.cluster.take_went_back() {
+            self.controller.handle_history_went_back();
+        }
         while let Some(request) = self.controller.poll_request(self.random)? {
             let result = self.handle(request, &clock).await;
             self.report();
@@ -123,21 +149,48 @@ impl Driver {
 
     async fn handle(&mut self, request: Request, clock: impl Fn() -> Now) -> Result<(), ReconcileError> {
         match request {
+            Request::ReadObjects => {
+                let objects = self.cluster.objects()?;
+                self.reporter.objects(objects.encryption.as_ref());
+                self.controller.handle_objects(objects);
+            }
+            Request::CreateEncryption => {
+                objects::create_encryption(&self.client).await.map_err(ReconcileError::Settings)?;
+                tracing::info!("made the ClusterEncryption default, with the default settings");
+                self.controller.handle_encryption_created(clock());
+            }
+            Request::CreateRotation { name } => {
+                let made = objects::create_rotation(&self.client, &name).await;
+                if let Err(error) = &made {
+                    let error = describe(error);
+                    tracing::warn!(
+                        error,
+                        name,
+                        "cannot make a KeyRotation; the rotation goes on without one"
+                    );
+                }
+                self.controller.handle_rotation_created(made.ok());
+            }
             Request::ReadSecret => {
-                let (ring, held) = self.store.read().await?;
-                self.reporter.read(&ring, &held);
-                let secret = SecretSnapshot {
-                    uid: held.uid.clone(),
-                    resource_version: held.resource_version().map(str::to_owned),
-                    ring,
-                    requests: held.requests,
+                let (ring, read) = match self.store.read().await {
+                    // It can be made anew; whether it is to be is decided when that is tried.
+                    Err(StoreError::Missing) => (Err(KeyRingError::Empty), SecretRead::missing()),
+                    read => read?,
                 };
-                self.held = Some(held);
+                self.compare(&read, clock().monotonic).await?;
+                self.reporter.read(&ring, &read);
+                let secret = SecretSnapshot {
+                    uid: read.uid.clone(),
+                    resource_version: read.resource_version().map(str::to_owned),
+                    ring,
+                    rotate: read.rotate,
+                };
+                self.read = Some(read);
                 self.controller.handle_secret(secret, clock()).map_err(ReconcileError::InvalidRing)?;
             }
             Request::ReadDaemonSet => {
-                let installation = self.observer.observe(clock().monotonic).await?;
-                self.controller.handle_daemon_set(installation, clock());
+                self.installation = self.observer.observe(clock().monotonic).await?;
+                self.controller.handle_daemon_set(self.installation, clock());
             }
             Request::CheckAccess => {
                 let granted = access::may_list_cluster(&self.client).await?;
@@ -149,11 +202,13 @@ impl Driver {
                 self.controller.handle_cluster(cluster, clock());
             }
             Request::ListCluster => {
-                let cluster = snapshot::list(&self.client, self.startup_taint.as_deref()).await?;
+                let taint = self.startup_taint.as_deref();
+                let cached = self.cluster.snapshot(taint)?;
+                let cluster = snapshot::list(&self.client, taint, cached).await?;
                 self.controller.handle_cluster(cluster, clock());
             }
             Request::Write(write) => {
-                let result = self.write(write).await?;
+                let result = self.write(*write).await?;
                 self.controller.handle_written(result, clock());
             }
         }
@@ -161,10 +216,14 @@ impl Driver {
     }
 
     async fn write(&mut self, write: Write) -> Result<WriteResult, StoreError> {
-        let held =
-            self.held.take().filter(|held| held.resource_version() == write.resource_version.as_deref());
-        let held = held.expect("a write is made against the Secret that this evaluation has read");
-        match self.store.replace(held, &write.ring, write.answered).await {
+        let read =
+            self.read.take().filter(|read| read.resource_version() == write.resource_version.as_deref());
+        let read = read.expect("a write is made against the Secret that this evaluation has read");
+        // Where the DaemonSet can't be seen, a Secret that is gone may mean that all of it is being removed.
+        if write.resource_version.is_none() && self.installation == Installation::Unknown {
+            return Err(StoreError::Missing);
+        }
+        match self.store.replace(read, &write.ring, write.answers).await {
             Ok(Written::Done) => {
                 self.metrics.wrote(metrics::WriteResult::Ok);
                 self.metrics.show(Some(&write.ring));
@@ -182,12 +241,42 @@ impl Driver {
         }
     }
 
+    /// Whether the Secret is older than what was seen of it: then a backup was restored.
+    async fn compare(&mut self, read: &SecretRead, now: Instant) -> Result<(), StoreError> {
+        let version = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
+        let Some(found) = version(read.resource_version()) else { return Ok(()) };
+        let older = self.seen.as_ref().is_some_and(|(uid, seen)| *uid == read.uid && found < *seen);
+        if !older {
+            self.reporter.history_is_consistent();
+            self.seen = Some((read.uid.clone(), found));
+            self.controller.handle_history(History::Consistent, now);
+            return Ok(());
+        }
+        let cached = self.store.cached_version().await?;
+        if version(cached.as_deref()).is_some_and(|cached| cached > found) {
+            // Agents see what the cache has, until the API server is restarted.
+            self.reporter.history_went_back();
+            self.controller.handle_history(History::WentBack, now);
+        } else {
+            self.seen = Some((read.uid.clone(), found));
+            self.controller.handle_history_went_back();
+            self.controller.handle_history(History::Consistent, now);
+        }
+        Ok(())
+    }
+
     fn report(&mut self) {
         while let Some(notification) = self.controller.poll_notification() {
             self.reporter.tell(notification);
         }
         while let Some(node) = self.controller.poll_taint_removal() {
             self.reporter.remove_taint(node);
+        }
+        while let Some(deletion) = self.controller.poll_deletion() {
+            self.reporter.delete(deletion);
+        }
+        while let Some(write) = self.controller.poll_object_write() {
+            self.reporter.write(write);
         }
     }
 }

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::{api::apps::v1::DaemonSet, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{Api, Client, core::Status};
-use secureoverlay_common::{
+use secureoverlay_k8s::{
+    access,
+    client::describe,
     names::{DAEMON_SET, NAMESPACE},
-    rotation::Installation,
 };
-use secureoverlay_daemon::{access, client::describe};
+use secureoverlay_rotation::Installation;
 
 /// Deleting with `--cascade=orphan` leaves the agents running: no removal.
 const ORPHAN: &str = "orphan";
@@ -20,10 +21,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum InstallationError {
     /// About the right to look.
-    #[error("asking whether the DaemonSet {NAMESPACE}/{DAEMON_SET} may be read: {}", describe(.0))]
+    #[error("failed to ask whether the DaemonSet {NAMESPACE}/{DAEMON_SET} may be read: {}", describe(.0))]
     Access(#[source] kube::Error),
     /// The look itself.
-    #[error("reading the DaemonSet {NAMESPACE}/{DAEMON_SET}: {}", describe(.0))]
+    #[error("failed to read the DaemonSet {NAMESPACE}/{DAEMON_SET}: {}", describe(.0))]
     Read(#[source] kube::Error),
     /// No identity.
     #[error("the DaemonSet {NAMESPACE}/{DAEMON_SET} has no usable UID")]

@@ -2,14 +2,14 @@
 //! server, the clock and the command line.
 
 pub mod access;
-pub mod asking;
 pub mod cluster_cache;
 pub mod config;
 pub mod driver;
-pub mod encryptions;
-pub mod enforce;
+pub mod follow;
 pub mod installation;
 pub mod metrics;
+pub mod objects;
+pub mod orphans;
 pub mod outbox;
 pub mod reporter;
 pub mod rotate;

@@ -2,10 +2,10 @@
 
 use anyhow::Context;
 use clap::Parser;
-use secureoverlay_daemon::{log, node_encryption, process};
+use secureoverlay_daemon::{log, process};
+use secureoverlay_k8s::definitions;
 use secureoverlay_manager::{
     config::{Command, Config},
-    enforce::enforce,
     rotate::rotate,
     run::run,
 };
@@ -17,10 +17,11 @@ async fn main() -> anyhow::Result<()> {
     log::init(config.log.log_format, &config.log.log)?;
     match &config.command {
         None => run(&config).await,
-        Some(Command::Rotate(args)) => rotate(args).await,
-        Some(Command::Enforce(args)) => enforce(args).await,
+        Some(Command::Rotate(args)) => rotate(args, config.settings).await,
         Some(Command::Crd) => {
-            print!("{}", serde_saphyr::to_string(&node_encryption::definition()).context("writing YAML")?);
+            for definition in definitions::all() {
+                println!("---\n{}", serde_saphyr::to_string(&definition).context("writing YAML")?.trim_end());
+            }
             Ok(())
         }
     }

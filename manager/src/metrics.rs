@@ -8,42 +8,41 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
-use secureoverlay_common::{
-    phase::Phase,
-    ring::{Enforcement, Ring, Role},
-    rotation::{Cause, NodeCounts},
-};
+use secureoverlay_keyring::keyring::{Enforcement, Generation, KeyRing, Role};
+use secureoverlay_rotation::{Cause, NodeCounts, Phase};
 
 /// All metrics. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     ring_valid: Gauge,
     ring_revision: Gauge,
-    generation: Family<RoleLabel, Gauge>,
+    key_info: Family<KeyLabel, Gauge>,
     phase: Family<PhaseLabel, Gauge>,
     enforcement: Family<EnforcementLabel, Gauge>,
-    pending: Gauge,
     next_rotation: Gauge,
     last_rotation: Gauge,
     /// Rotations completed: the old generation dropped.
     pub rotations: Counter,
     started: Family<CauseLabel, Counter>,
-    /// Writes that gave nodes new incarnations.
-    pub rekeys: Counter,
-    awaited: Gauge,
+    /// Rotations failed: the staged generation dropped.
+    pub failed: Counter,
+    excluded: Gauge,
+    missing: Gauge,
     waited: Gauge,
     expected: Gauge,
-    heard: Gauge,
+    acknowledged: Gauge,
     /// Rings put back after something had emptied the Secret.
     pub restored: Counter,
     writes: Family<ResultLabel, Counter>,
-    /// Turns that ended without a decision.
-    pub failed_turns: Counter,
+    /// Evaluations that ended without a decision.
+    pub reconcile_errors: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RoleLabel {
+struct KeyLabel {
     role: &'static str,
+    generation: u64,
+    suite: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,7 +70,7 @@ struct ResultLabel {
 pub enum WriteResult {
     /// The API server took it.
     Ok,
-    /// Somebody else wrote first.
+    /// Another writer was faster.
     Conflict,
     /// The API server refused, or did not answer.
     Error,
@@ -88,18 +87,15 @@ impl From<WriteResult> for ResultLabel {
     }
 }
 
-const ROLES: [(Role, &str); 3] =
-    [(Role::Retiring, "retiring"), (Role::Active, "active"), (Role::Staged, "staged")];
-const CAUSES: [(Cause, &str); 6] = [
+const CAUSES: [(Cause, &str); 7] = [
     (Cause::First, "first"),
     (Cause::Request, "request"),
     (Cause::Restored, "restored"),
     (Cause::Suite, "suite"),
+    (Cause::Exhausted, "exhausted"),
     (Cause::Clock, "clock"),
     (Cause::Schedule, "schedule"),
 ];
-/// Not a cause of its own for the decision: a node asks for it.
-const LIMITS: &str = "limits";
 const PHASES: [&str; 6] = ["off", "starting", "steady", "staged", "draining", "stopping"];
 
 impl Metrics {
@@ -114,14 +110,14 @@ impl Metrics {
             metrics.ring_valid.clone(),
         );
         registry.register("ring_revision", "Revision of the ring", metrics.ring_revision.clone());
-        registry.register("generation", "Number of the generation in each role", metrics.generation.clone());
+        registry.register("key_info", "1 for each generation in the ring", metrics.key_info.clone());
         registry.register("phase", "1 for the phase that the rotation is in", metrics.phase.clone());
         registry.register(
             "enforcement",
-            "1 for how far the ring insists on encryption",
+            "1 for how far the ring enforces encryption",
             metrics.enforcement.clone(),
         );
-        registry.register("pending_nodes", "Nodes that peers do not encrypt to yet", metrics.pending.clone());
+        registry.register("excluded_nodes", "Nodes that the ring excludes", metrics.excluded.clone());
         registry.register(
             "next_rotation_timestamp_seconds",
             "When the next rotation is due",
@@ -139,25 +135,29 @@ impl Metrics {
             metrics.started.clone(),
         );
         registry.register(
-            "rekeys",
-            "Writes that gave nodes which lost SAs new incarnations",
-            metrics.rekeys.clone(),
+            "rotations_failed",
+            "Rotations whose new generation was dropped",
+            metrics.failed.clone(),
         );
         registry.register(
-            "awaited_nodes",
+            "missing_nodes",
             "Nodes that a rotation or a change of enforcement waits for",
-            metrics.awaited.clone(),
+            metrics.missing.clone(),
         );
         registry.register(
-            "waited_seconds",
-            "For how long this step has waited for nodes",
+            "step_wait_seconds",
+            "Time that this step has waited for nodes",
             metrics.waited.clone(),
         );
-        registry.register("expected_nodes", "Nodes that take part", metrics.expected.clone());
         registry.register(
-            "acknowledging_nodes",
-            "Nodes that take part and have said what they do since they booted",
-            metrics.heard.clone(),
+            "expected_nodes",
+            "Nodes that are Ready, included, and announce",
+            metrics.expected.clone(),
+        );
+        registry.register(
+            "acknowledged_nodes",
+            "Expected nodes whose acknowledgement counts",
+            metrics.acknowledged.clone(),
         );
         registry.register(
             "rings_restored",
@@ -166,12 +166,12 @@ impl Metrics {
         );
         registry.register("writes", "Writes of the Secret", metrics.writes.clone());
         registry.register(
-            "failed_turns",
-            "Looks at the cluster that ended without a decision",
-            metrics.failed_turns.clone(),
+            "reconcile_errors",
+            "Evaluations of the cluster that ended without a decision",
+            metrics.reconcile_errors.clone(),
         );
         registry.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        for cause in CAUSES.map(|(_, cause)| cause).into_iter().chain([LIMITS]) {
+        for cause in CAUSES.map(|(_, cause)| cause) {
             drop(metrics.started.get_or_create(&CauseLabel { cause }));
         }
         for result in [WriteResult::Ok, WriteResult::Conflict, WriteResult::Error] {
@@ -185,23 +185,24 @@ impl Metrics {
         self.writes.get_or_create(&result.into()).inc();
     }
 
-    /// Counts a new generation. `asked`: somebody has, rather than a node.
-    pub fn started(&self, cause: Cause, asked: bool) {
-        let name = CAUSES.iter().find(|(other, _)| *other == cause).map_or(LIMITS, |(_, name)| name);
-        let cause = if cause == Cause::Request && !asked { LIMITS } else { name };
-        self.started.get_or_create(&CauseLabel { cause }).inc();
+    /// Counts a new generation.
+    pub fn started(&self, cause: Cause) {
+        let name = CAUSES.iter().find(|(other, _)| *other == cause).map(|(_, name)| *name);
+        if let Some(cause) = name {
+            self.started.get_or_create(&CauseLabel { cause }).inc();
+        }
     }
 
-    /// So many nodes are awaited, and some have been for so long.
+    /// So many nodes are missing, and some have been for so long.
     pub fn waits(&self, nodes: usize, time: Duration) {
-        self.awaited.set(nodes.try_into().unwrap_or(i64::MAX));
+        self.missing.set(nodes.try_into().unwrap_or(i64::MAX));
         self.waited.set(time.as_secs().try_into().unwrap_or(i64::MAX));
     }
 
     /// So many nodes there are.
     pub fn count(&self, counts: NodeCounts) {
         self.expected.set(counts.expected.try_into().unwrap_or(i64::MAX));
-        self.heard.set(counts.heard.try_into().unwrap_or(i64::MAX));
+        self.acknowledged.set(counts.acknowledged.try_into().unwrap_or(i64::MAX));
     }
 
     /// The Secret holds something that can't be read; the figures stay those of the last good ring.
@@ -210,20 +211,12 @@ impl Metrics {
     }
 
     /// The Secret holds `ring`, or nothing yet.
-    pub fn show(&self, ring: Option<&Ring>) {
+    pub fn show(&self, ring: Option<&KeyRing>) {
         self.ring_valid.set(ring.is_some().into());
         self.ring_revision.set(ring.map_or(0, |ring| ring.revision.try_into().unwrap_or(i64::MAX)));
-        for (role, name) in ROLES {
-            let label = RoleLabel { role: name };
-            match ring.and_then(|ring| ring.with_role(role)) {
-                Some(generation) => {
-                    let id = generation.id.try_into().unwrap_or(i64::MAX);
-                    self.generation.get_or_create(&label).set(id);
-                }
-                None => {
-                    self.generation.remove(&label);
-                }
-            }
+        self.key_info.clear();
+        for generation in ring.iter().flat_map(|ring| &ring.generations) {
+            self.key_info.get_or_create(&label(generation)).set(1);
         }
         let phase = phase(Phase::of(ring));
         for other in PHASES {
@@ -234,11 +227,21 @@ impl Metrics {
             let label = EnforcementLabel { enforcement: other.name() };
             self.enforcement.get_or_create(&label).set((other == enforcement).into());
         }
-        self.pending.set(ring.map_or(0, |ring| ring.pending.len().try_into().unwrap_or(i64::MAX)));
+        let excluded = ring.map_or(0, |ring| ring.excluded.nodes.len());
+        self.excluded.set(excluded.try_into().unwrap_or(i64::MAX));
         let seconds = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_second);
         self.next_rotation.set(seconds(ring.and_then(|ring| ring.next_rotation)));
-        self.last_rotation.set(seconds(ring.and_then(Ring::active).map(|active| active.role_since)));
+        self.last_rotation.set(seconds(ring.and_then(KeyRing::active).map(|active| active.role_since)));
     }
+}
+
+const fn label(generation: &Generation) -> KeyLabel {
+    let role = match generation.role {
+        Role::Retiring => "retiring",
+        Role::Active => "active",
+        Role::Staged => "staged",
+    };
+    KeyLabel { role, generation: generation.id, suite: generation.suite.name() }
 }
 
 const fn phase(phase: Phase<'_>) -> &'static str {
@@ -257,38 +260,41 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
+    use crate::testing;
 
     #[test]
     fn names_are_those_in_the_documentation() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        metrics.show(Some(&Ring::off(3, None)));
+        let mut ring = testing::ring(Enforcement::Permissive, &[(42, "active")]);
+        ring.revision = 3;
+        metrics.show(Some(&ring));
         metrics.wrote(WriteResult::Conflict);
-        metrics.started(Cause::Request, false);
-        metrics.started(Cause::Schedule, false);
+        metrics.started(Cause::Schedule);
         metrics.waits(2, Duration::from_millis(61_700));
-        metrics.count(NodeCounts { expected: 3, heard: 1 });
+        metrics.count(NodeCounts { expected: 3, acknowledged: 1, announcing: 3 });
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in [
             "secureoverlay_manager_ring_valid 1",
             "secureoverlay_manager_ring_revision 3",
-            "secureoverlay_manager_phase{phase=\"off\"} 1",
+            "secureoverlay_manager_phase{phase=\"steady\"} 1",
+            "secureoverlay_manager_key_info{role=\"active\",generation=\"42\",suite=\"aes128gcm8\"} 1",
             "secureoverlay_manager_phase{phase=\"stopping\"} 0",
-            "secureoverlay_manager_enforcement{enforcement=\"off\"} 1",
+            "secureoverlay_manager_enforcement{enforcement=\"permissive\"} 1",
             "secureoverlay_manager_enforcement{enforcement=\"enforcing\"} 0",
-            "secureoverlay_manager_pending_nodes 0",
+            "secureoverlay_manager_excluded_nodes 0",
             "secureoverlay_manager_writes_total{result=\"conflict\"} 1",
             "secureoverlay_manager_rotations_total 0",
-            "secureoverlay_manager_rotations_started_total{cause=\"limits\"} 1",
+            "secureoverlay_manager_rotations_failed_total 0",
             "secureoverlay_manager_rotations_started_total{cause=\"request\"} 0",
             "secureoverlay_manager_rotations_started_total{cause=\"schedule\"} 1",
-            "secureoverlay_manager_awaited_nodes 2",
-            "secureoverlay_manager_waited_seconds 61",
+            "secureoverlay_manager_missing_nodes 2",
+            "secureoverlay_manager_step_wait_seconds 61",
             "secureoverlay_manager_expected_nodes 3",
-            "secureoverlay_manager_acknowledging_nodes 1",
-            "secureoverlay_manager_rekeys_total 0",
+            "secureoverlay_manager_acknowledged_nodes 1",
             "secureoverlay_manager_next_rotation_timestamp_seconds 0",
+            "secureoverlay_manager_last_rotation_timestamp_seconds 1795143600",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} not in\n{text}");
         }

@@ -11,19 +11,19 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use rand::{TryRng, rngs::SysRng};
 use secureoverlay_daemon::{
-    client,
-    duration::Human,
+    duration::HumanDuration,
     health::{Guard, Health},
     http,
     signal::Shutdown,
 };
+use secureoverlay_k8s::client;
 use secureoverlay_manager_core::controller::{ControllerOptions, Outcome};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     USER_AGENT,
     cluster_cache::{self, ClusterCache},
-    config::{Acknowledgements, Config},
+    config::{Config, RotationMode},
     driver::{Driver, ReconcileError, now},
     metrics::Metrics,
     outbox,
@@ -38,46 +38,39 @@ const EVALUATION_LIMIT: Duration = Duration::from_secs(120);
 /// # Errors
 /// Where it can't start: port taken, no credentials.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let schedule = config.rotation.schedule(Timestamp::now()).map_err(anyhow::Error::msg)?;
+    let settings = config.settings(Timestamp::now()).map_err(anyhow::Error::msg)?;
     let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
-    let bound = http::bind(config.listen, health.clone(), registry).await?;
+    let bound = http::bind(config.metrics_bind_address, health.clone(), registry).await?;
     let client = client::connect(USER_AGENT).await?;
-    let follow = match config.rotation.acknowledgements {
-        Acknowledgements::Required => "every node's word".to_owned(),
-        Acknowledgements::Auto => "every node's word, or time where that is not to be had".to_owned(),
-        Acknowledgements::Timed => {
-            format!("{} for nodes to follow", Human(config.rotation.propagation_delay))
-        }
-    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        listen = %bound.addr,
-        suite = %config.rotation.suite,
-        enforcement = %config.rotation.enforcement,
-        "managing the key ring: rotation {schedule}, each step after {follow}"
+        address = %bound.addr,
+        settings = ?settings,
+        mode = ?config.rotation.rotation_mode,
+        delay = %HumanDuration(config.rotation.propagation_delay),
+        "managing the key ring"
     );
     if let Some(taint) = &config.startup_taint
-        && config.rotation.acknowledgements == Acknowledgements::Timed
+        && config.rotation.rotation_mode == RotationMode::Timed
     {
         tracing::warn!(
             taint,
-            "the start-up taint stays on nodes: without acknowledgements nobody says that they encrypt"
+            "the start-up taint stays on nodes: without acknowledgements it is not known whether they encrypt"
         );
     }
     let options = ControllerOptions {
-        schedule,
-        suite: config.rotation.suite,
-        goal: config.rotation.enforcement.into(),
-        mode: config.rotation.acknowledgements.into(),
+        objects: settings.is_none(),
+        settings,
+        mode: config.rotation.rotation_mode.into(),
         delay: config.rotation.propagation_delay,
-        limit: config.rotation.unreachable_limit,
+        limit: config.rotation.not_ready_timeout,
         poll_interval: config.poll_interval,
         startup_taint: config.startup_taint.is_some(),
     };
-    let cluster = ClusterCache::default();
+    let (cluster, objects) = (ClusterCache::default(), options.objects);
     let (outbox, notices) = outbox::queue();
     let driver = Driver::new(
         client.clone(),
@@ -90,7 +83,15 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     );
     let reconciling = Reconciling { poll: config.poll_interval, cluster: cluster.clone(), health, metrics };
     let aside = async {
-        tokio::join!(cluster_cache::follow(client.clone(), cluster), outbox::deliver(client, notices));
+        tokio::join!(
+            cluster_cache::follow(client.clone(), &cluster),
+            async {
+                if objects {
+                    cluster_cache::follow_objects(client.clone(), &cluster).await;
+                }
+            },
+            outbox::deliver(client.clone(), notices),
+        );
     };
     tokio::select! {
         () = shutdown.requested() => {}
@@ -133,15 +134,15 @@ impl Reconciling {
                     let _ = timeout(self.poll, self.cluster.changed()).await;
                 }
                 Ok(Err(error)) => {
-                    self.metrics.failed_turns.inc();
+                    self.metrics.reconcile_errors.inc();
                     state.bad(error.to_string());
                     sleep(next(&mut pauses).min(self.poll)).await;
                 }
                 Err(_) => {
-                    self.metrics.failed_turns.inc();
+                    self.metrics.reconcile_errors.inc();
                     state.bad(format!(
-                        "the API server left us without an answer for {}",
-                        Human(EVALUATION_LIMIT)
+                        "the API server has not answered for {}",
+                        HumanDuration(EVALUATION_LIMIT)
                     ));
                 }
             }

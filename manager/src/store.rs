@@ -4,13 +4,15 @@ use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{Api, Client, Resource, api::PostParams};
-use secureoverlay_common::{
-    names::{ENFORCE, NAMESPACE, PRESS_ON, ROTATE, SECRET, SECRET_KEY},
-    ring::{Enforcement, Ring, RingError},
+use kube::{
+    Api, Client, Resource,
+    api::{GetParams, PostParams},
 };
-use secureoverlay_daemon::client::describe;
-use secureoverlay_manager_core::snapshot::OperatorRequests;
+use secureoverlay_k8s::{
+    client::describe,
+    names::{NAMESPACE, ROTATE, SECRET, SECRET_KEY},
+};
+use secureoverlay_keyring::keyring::{KeyRing, KeyRingError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -42,44 +44,45 @@ impl fmt::Debug for RingSecret {
     }
 }
 
-/// What the annotations of the Secret ask for.
-fn requests_of(meta: &ObjectMeta) -> OperatorRequests {
-    let value = |name: &str| meta.annotations.as_ref().and_then(|annotations| annotations.get(name));
-    OperatorRequests {
-        rotate: value(ROTATE).is_some(),
-        press_on: value(PRESS_ON).is_some_and(|value| value == "true"),
-        enforce: value(ENFORCE).and_then(|value| Enforcement::named(value)),
-    }
+/// Whether an annotation of the Secret asks for a rotation.
+fn asks(meta: &ObjectMeta) -> bool {
+    meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(ROTATE))
 }
 
-/// The annotations of what is asked for once.
-fn one_time(requests: OperatorRequests) -> impl Iterator<Item = &'static str> {
-    let all = [(ROTATE, requests.rotate), (PRESS_ON, requests.press_on)];
-    all.into_iter().filter_map(|(name, asked)| asked.then_some(name))
-}
-
-/// The Secret as it was read.
+/// The Secret as it was read, or one that is gone and can be made anew.
 #[derive(Debug)]
-pub struct Held {
+pub struct SecretRead {
     /// The Secret's UID: another one means that it was deleted and made anew.
     pub uid: Option<String>,
-    /// What is asked for.
-    pub requests: OperatorRequests,
+    /// Its annotation asks for a rotation.
+    pub rotate: bool,
     secret: RingSecret,
 }
 
-impl Held {
+impl SecretRead {
+    /// A Secret that is to be made, because it is gone.
+    #[must_use]
+    pub fn missing() -> Self {
+        let metadata = ObjectMeta {
+            name: Some(SECRET.to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
+            ..ObjectMeta::default()
+        };
+        let secret = RingSecret {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Secret".to_owned()),
+            metadata,
+            r#type: Some("Opaque".to_owned()),
+            immutable: None,
+            data: None,
+        };
+        Self { uid: None, rotate: false, secret }
+    }
+
     /// What a write is made against.
     #[must_use]
     pub fn resource_version(&self) -> Option<&str> {
         self.secret.metadata.resource_version.as_deref()
-    }
-
-    /// How far to insist, where somebody has asked for something that is not understood.
-    #[must_use]
-    pub fn nonsense(&self) -> Option<&str> {
-        let value = self.secret.metadata.annotations.as_ref()?.get(ENFORCE)?;
-        Enforcement::named(value).is_none().then_some(value)
     }
 }
 
@@ -88,7 +91,7 @@ impl Held {
 pub enum Written {
     /// The ring is in the Secret.
     Done,
-    /// Somebody else wrote first, nothing was changed.
+    /// Another writer was faster, nothing was changed.
     Conflict,
 }
 
@@ -99,14 +102,14 @@ pub enum StoreError {
     #[error("the Secret {NAMESPACE}/{SECRET} does not exist: apply the manifest (kubectl apply -f)")]
     Missing,
     /// Reading.
-    #[error("reading the Secret {NAMESPACE}/{SECRET}: {}", describe(.0))]
+    #[error("failed to read the Secret {NAMESPACE}/{SECRET}: {}", describe(.0))]
     Read(#[source] kube::Error),
     /// Writing.
-    #[error("writing the Secret {NAMESPACE}/{SECRET}: {}", describe(.0))]
+    #[error("failed to write the Secret {NAMESPACE}/{SECRET}: {}", describe(.0))]
     Write(#[source] kube::Error),
 }
 
-/// Access to the Secret. Needs `get` and `update` of it, nothing more.
+/// Access to the Secret. Needs `get` and `update` of it; `create` where it is to be made anew.
 #[derive(Clone)]
 pub struct Store {
     api: Api<RingSecret>,
@@ -123,72 +126,75 @@ impl Store {
     ///
     /// # Errors
     /// Where there is no Secret, or no answer.
-    pub async fn read(&self) -> Result<(Result<Ring, RingError>, Held), StoreError> {
+    pub async fn read(&self) -> Result<(Result<KeyRing, KeyRingError>, SecretRead), StoreError> {
         let secret = self.api.get_opt(SECRET).await.map_err(StoreError::Read)?.ok_or(StoreError::Missing)?;
-        let requests = requests_of(&secret.metadata);
-        Ok((parse(&secret), Held { uid: secret.metadata.uid.clone(), requests, secret }))
+        let rotate = asks(&secret.metadata);
+        Ok((parse(&secret), SecretRead { uid: secret.metadata.uid.clone(), rotate, secret }))
     }
 
-    /// Puts `ring` in the place of what was read, if nobody has written since, and takes the requests off that it has
-    /// `answered`.
+    /// The version of the Secret that the API server's cache has; `None` where that has none.
+    ///
+    /// # Errors
+    /// Where there is no answer.
+    pub async fn cached_version(&self) -> Result<Option<String>, StoreError> {
+        match self.api.get_with(SECRET, &GetParams::at("0")).await {
+            Ok(secret) => Ok(secret.metadata.resource_version),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(StoreError::Read(error)),
+        }
+    }
+
+    /// Puts `ring` in the place of what was read, if no other writer was faster, and takes the request for a rotation off if it
+    /// `answers` that.
     ///
     /// # Errors
     /// Where the answer is no, or lost; then the write may have been done.
     pub async fn replace(
         &self,
-        held: Held,
-        ring: &Ring,
-        answered: OperatorRequests,
+        read: SecretRead,
+        ring: &KeyRing,
+        answers: bool,
     ) -> Result<Written, StoreError> {
-        let mut secret = held.secret;
+        let mut secret = read.secret;
         let value = Zeroizing::new(BASE64.encode(ring.to_yaml().as_bytes()));
         secret.data.get_or_insert_default().insert(SECRET_KEY.to_owned(), value);
-        if let Some(annotations) = &mut secret.metadata.annotations {
-            for name in one_time(answered) {
-                annotations.remove(name);
-            }
+        if let Some(annotations) = secret.metadata.annotations.as_mut().filter(|_| answers) {
+            annotations.remove(ROTATE);
         }
         self.write(secret).await
     }
 
-    /// Asks for something beside what is asked for already, if nobody has written since.
+    /// Asks for a rotation, if no other writer was faster.
     ///
     /// # Errors
     /// Where the answer is no, or lost; then the write may have been done.
-    pub async fn request(&self, held: Held, requests: OperatorRequests) -> Result<Written, StoreError> {
-        let mut secret = held.secret;
-        let all = secret.metadata.annotations.get_or_insert_default();
-        all.extend(one_time(requests).map(|name| (name.to_owned(), "true".to_owned())));
-        self.write(secret).await
-    }
-
-    /// Asks for an enforcement, or with `None` for none in particular, if nobody has written since.
-    ///
-    /// # Errors
-    /// Where the answer is no, or lost; then the write may have been done.
-    pub async fn enforce(&self, held: Held, enforce: Option<Enforcement>) -> Result<Written, StoreError> {
-        let mut secret = held.secret;
-        let annotations = secret.metadata.annotations.get_or_insert_default();
-        match enforce {
-            Some(enforcement) => annotations.insert(ENFORCE.to_owned(), enforcement.name().to_owned()),
-            None => annotations.remove(ENFORCE),
-        };
+    pub async fn request(&self, read: SecretRead) -> Result<Written, StoreError> {
+        let mut secret = read.secret;
+        secret.metadata.annotations.get_or_insert_default().insert(ROTATE.to_owned(), "true".to_owned());
         self.write(secret).await
     }
 
     async fn write(&self, secret: RingSecret) -> Result<Written, StoreError> {
-        match self.api.replace(SECRET, &PostParams::default(), &secret).await {
+        let params = PostParams::default();
+        let created = secret.metadata.resource_version.is_none();
+        let result = match secret.metadata.resource_version {
+            Some(_) => self.api.replace(SECRET, &params, &secret).await,
+            None => self.api.create(&params, &secret).await,
+        };
+        match result {
             Ok(_) => Ok(Written::Done),
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Written::Conflict),
+            // Creating Secrets is a right that nothing should have; applying the manifest brings this one back.
+            Err(kube::Error::Api(status)) if created && status.code == 403 => Err(StoreError::Missing),
             Err(error) => Err(StoreError::Write(error)),
         }
     }
 }
 
-fn parse(secret: &RingSecret) -> Result<Ring, RingError> {
-    let value = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY)).ok_or(RingError::Empty)?;
-    let document = Zeroizing::new(BASE64.decode(value.as_bytes()).map_err(|_| RingError::NotText)?);
-    Ring::parse(&document)
+fn parse(secret: &RingSecret) -> Result<KeyRing, KeyRingError> {
+    let value = secret.data.as_ref().and_then(|data| data.get(SECRET_KEY)).ok_or(KeyRingError::Empty)?;
+    let document = Zeroizing::new(BASE64.decode(value.as_bytes()).map_err(|_| KeyRingError::NotText)?);
+    KeyRing::parse(&document)
 }
 
 #[cfg(test)]
@@ -215,22 +221,16 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_annotations() {
-        for (annotations, rotate, press_on, enforce) in [
-            (json!(null), false, false, None),
-            (json!({"note": "true"}), false, false, None),
-            (json!({ROTATE: ""}), true, false, None),
-            (json!({ROTATE: "now, please", PRESS_ON: "yes"}), true, false, None),
-            (json!({PRESS_ON: "true", ENFORCE: "off"}), false, true, Some(Enforcement::Off)),
-            (json!({ENFORCE: "enforcing"}), false, false, Some(Enforcement::Enforcing)),
-            (json!({ENFORCE: "aus"}), false, false, None),
+    fn request_is_an_annotation_with_any_value() {
+        for (annotations, asked) in [
+            (json!(null), false),
+            (json!({"note": "true"}), false),
+            (json!({ROTATE: ""}), true),
+            (json!({ROTATE: "now, please"}), true),
         ] {
             let secret: RingSecret =
                 serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap();
-            let requests = requests_of(&secret.metadata);
-            assert_eq!(requests, OperatorRequests { rotate, press_on, enforce }, "{annotations}");
-            let nonsense = annotations[ENFORCE].as_str().filter(|_| enforce.is_none());
-            assert_eq!(Held { uid: None, requests, secret }.nonsense(), nonsense);
+            assert_eq!(asks(&secret.metadata), asked, "{annotations}");
         }
     }
 
@@ -238,9 +238,9 @@ mod tests {
     fn no_data_no_entry_and_an_empty_entry_are_alike() {
         for data in [json!(null), json!({}), json!({"keys": ""})] {
             let secret = serde_json::from_value(json!({"metadata": {}, "data": data})).unwrap();
-            assert_eq!(parse(&secret), Err(RingError::Empty), "{data}");
+            assert_eq!(parse(&secret), Err(KeyRingError::Empty), "{data}");
         }
         let secret = serde_json::from_value(json!({"metadata": {}, "data": {"keys": "%"}})).unwrap();
-        assert_eq!(parse(&secret), Err(RingError::NotText));
+        assert_eq!(parse(&secret), Err(KeyRingError::NotText));
     }
 }

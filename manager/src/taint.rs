@@ -33,7 +33,7 @@ pub fn parse_key(text: &str) -> Result<String, String> {
 /// Takes the taint from a node.
 ///
 /// # Errors
-/// The API server refuses, or somebody else keeps writing the Node.
+/// The API server refuses, or another writer keeps changing the Node.
 pub async fn remove(client: &Client, node: &str, key: &str) -> Result<(), kube::Error> {
     let nodes = Api::<Node>::all(client.clone());
     let mut result = Ok(());
@@ -51,7 +51,7 @@ pub async fn remove(client: &Client, node: &str, key: &str) -> Result<(), kube::
         match &result {
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Ok(()) => {
-                tracing::info!(node, taint = key, "it encrypts: the start-up taint is removed");
+                tracing::info!(node, taint = key, "all pairs of the node are proven: start-up taint removed");
                 return Ok(());
             }
             Err(_) => return result,

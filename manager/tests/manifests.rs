@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 
-use secureoverlay_daemon::node_encryption;
 use serde_json::{Value, json};
 
 fn manifest(text: &str) -> Vec<Value> {
@@ -36,7 +35,7 @@ const AGENT: &str = "ucp-secureoverlay-agent";
 const MANAGER: &str = "ucp-secureoverlay-mgr";
 
 #[test]
-fn ours_has_every_object_of_mkes_two_namespaced_roles_and_one_kind() {
+fn ours_has_every_object_of_mkes_four_roles_and_four_kinds() {
     let ours: BTreeSet<_> = names(&ours()).into_iter().collect();
     let mkes: BTreeSet<_> = names(&mkes()).into_iter().collect();
     assert!(mkes.is_subset(&ours), "{mkes:?}");
@@ -44,11 +43,18 @@ fn ours_has_every_object_of_mkes_two_namespaced_roles_and_one_kind() {
     assert_eq!(
         more,
         [
+            ("ClusterRole", "secureoverlay-operator"),
+            ("ClusterRole", "secureoverlay-view"),
+            ("CustomResourceDefinition", "clusterencryptions.secureoverlay.io"),
+            ("CustomResourceDefinition", "encryptionpeers.secureoverlay.io"),
+            ("CustomResourceDefinition", "keyrotations.secureoverlay.io"),
             ("CustomResourceDefinition", "nodeencryptions.secureoverlay.io"),
             ("Role", AGENT),
             ("Role", MANAGER),
+            ("Role", "ucp-secureoverlay-mgr-events"),
             ("RoleBinding", AGENT),
-            ("RoleBinding", MANAGER)
+            ("RoleBinding", MANAGER),
+            ("RoleBinding", "ucp-secureoverlay-mgr-events")
         ]
     );
 }
@@ -85,10 +91,11 @@ fn one_can_be_applied_over_the_other() {
 #[test]
 fn deletion_starts_with_the_daemon_set_and_ends_with_the_rights() {
     let kinds: Vec<_> = names(&ours()).into_iter().map(|(kind, _)| kind).collect();
-    let first =
-        ["DaemonSet", "Secret", "Deployment", "CustomResourceDefinition", "ServiceAccount", "ServiceAccount"];
-    assert_eq!(kinds[..6], first);
-    assert!(kinds[6..].iter().all(|kind| kind.contains("Role")), "{kinds:?}");
+    let definition = "CustomResourceDefinition";
+    assert_eq!(kinds[..3], ["DaemonSet", "Secret", "Deployment"]);
+    assert_eq!(kinds[3..7], [definition; 4]);
+    assert_eq!(kinds[7..9], ["ServiceAccount"; 2]);
+    assert!(kinds[9..].iter().all(|kind| kind.contains("Role")), "{kinds:?}");
 }
 
 #[test]
@@ -96,14 +103,6 @@ fn applying_again_cannot_touch_the_ring() {
     let ours = ours();
     let secret = find(&ours, "Secret", "ucp-secureoverlay").as_object().unwrap();
     assert_eq!(secret.keys().collect::<Vec<_>>(), ["apiVersion", "kind", "metadata", "type"]);
-}
-
-#[test]
-fn the_definition_is_the_programs() {
-    let ours = ours();
-    let definition = find(&ours, "CustomResourceDefinition", "nodeencryptions.secureoverlay.io");
-    let generated = serde_json::to_value(node_encryption::definition()).unwrap();
-    assert_eq!(*definition, generated, "put what `ucp-secureoverlay-mgr crd` prints into the manifest");
 }
 
 /// Both are Kubernetes' own, and for what is in kube-system.
@@ -134,75 +133,16 @@ fn the_flow_schema_is_for_the_agents() {
     assert!(schema["matchingPrecedence"].as_u64().unwrap() < 900);
 }
 
-/// One agent's account can write all objects: what is read from them has an end.
 #[test]
-fn what_is_said_in_sentences_is_bounded() {
-    let generated = serde_json::to_value(node_encryption::definition()).unwrap();
-    let version = &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    let status = &version["properties"]["status"]["properties"];
-    let said = &status["acknowledgement"]["properties"];
-    assert_eq!(
-        (&said["obstacles"]["maxItems"], &said["obstacles"]["items"]["maxLength"]),
-        (&json!(32), &json!(400))
-    );
-    assert_eq!(said["unreachable"]["maxItems"], 128);
-    assert_eq!(status["awaited"]["maxLength"], 400);
-}
-
-/// What the API server makes of v1 since 1.20: structural schemas, in which only some keywords are known.
-#[test]
-fn the_definition_is_structural() {
-    fn check(path: &str, schema: &Value) {
-        let known = [
-            "type",
-            "description",
-            "title",
-            "properties",
-            "required",
-            "items",
-            "additionalProperties",
-            "format",
-            "nullable",
-            "default",
-            "minimum",
-            "maximum",
-            "minLength",
-            "maxLength",
-            "maxItems",
-            "pattern",
-            "enum",
-        ];
-        for key in schema.as_object().unwrap().keys() {
-            assert!(known.contains(&key.as_str()), "{path}: {key}");
-        }
-        assert!(schema["type"].is_string(), "{path} has no type");
-        // Of a format that they don't know, API servers warn.
-        match (schema["type"].as_str(), schema["format"].as_str()) {
-            (Some("integer"), format) => {
-                assert_eq!(format, Some("int64"), "{path}");
-                assert!(schema["minimum"] == 0.0 || path.ends_with("observedGeneration"), "{path}");
-            }
-            (_, format) => assert!(matches!(format, None | Some("date-time")), "{path}: {format:?}"),
-        }
-        let choices = schema["enum"].as_array().into_iter().flatten();
-        assert!(choices.into_iter().all(|choice| !choice.is_null()), "{path}: null among the choices");
-        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-            check(&format!("{path}.{name}"), property);
-        }
-        for inner in ["items", "additionalProperties"].map(|key| &schema[key]) {
-            if !inner.is_null() {
-                check(&format!("{path}[]"), inner);
-            }
-        }
-    }
-    let generated = serde_json::to_value(node_encryption::definition()).unwrap();
-    check("", &generated["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
-}
-
-#[test]
-fn ours_waits_for_acknowledgements() {
+fn ours_waits_for_acknowledgements_and_reads_settings_from_an_object() {
     let env = |objects: &[Value]| pod(find(objects, "Deployment", MANAGER))["containers"][0]["env"].clone();
-    assert_eq!(env(&ours()), json!([{"name": "SECUREOVERLAY_ACKNOWLEDGEMENTS", "value": "required"}]));
+    assert_eq!(
+        env(&ours()),
+        json!([
+            {"name": "SECUREOVERLAY_ROTATION_MODE", "value": "acknowledged"},
+            {"name": "SECUREOVERLAY_SETTINGS", "value": "object"}
+        ])
+    );
     assert!(env(&mkes()).is_null());
 }
 
@@ -226,25 +166,69 @@ fn rights_are_the_least() {
         json!([
             rule("", "secrets", "ucp-secureoverlay", &["get", "update"]),
             rule("apps", "daemonsets", AGENT, &["get"]),
-            all("", "events", &["create"])
+            all("", "events", &["create"]),
+            all("", "pods", &["list", "watch"])
         ])
+    );
+    let events = find(&ours, "Role", &format!("{MANAGER}-events"));
+    assert_eq!(
+        (&events["rules"], &events["metadata"]["namespace"]),
+        (&json!([all("", "events", &["create"])]), &json!("default"))
     );
     assert_eq!(
         find(&ours, "ClusterRole", AGENT)["rules"],
         json!([
-            all("", "nodes", &watch),
+            all("", "nodes", &["get"]),
+            all(group, "encryptionpeers", &["get", "list", "watch", "create", "update"]),
             all(group, "nodeencryptions", &["get", "create", "patch"]),
             all(group, "nodeencryptions/status", &["patch"])
         ])
     );
+    let policies = ["validatingadmissionpolicies", "validatingadmissionpolicybindings"];
     assert_eq!(
         find(&ours, "ClusterRole", MANAGER)["rules"],
         json!([
-            all("", "nodes", &["list", "watch"]),
-            all(group, "nodeencryptions", &["list", "watch"]),
-            all(group, "nodeencryptions/status", &["patch"])
+            all("", "nodes", &watch),
+            {"apiGroups": [group], "resources": ["encryptionpeers", "nodeencryptions"],
+             "verbs": ["list", "watch", "delete"]},
+            all(group, "clusterencryptions", &["get", "list", "watch", "create", "patch"]),
+            all(group, "keyrotations", &["get", "list", "watch", "create", "patch", "delete"]),
+            {"apiGroups": [group], "resources": ["clusterencryptions/status", "keyrotations/status"],
+             "verbs": ["patch"]},
+            {"apiGroups": ["admissionregistration.k8s.io"], "resources": policies,
+             "resourceNames": ["secureoverlay-own-node"], "verbs": ["get"]}
         ])
     );
+}
+
+#[test]
+fn applying_again_undoes_no_edit_and_operating_is_not_bound() {
+    let ours = ours();
+    assert!(names(&ours).iter().all(|(kind, _)| kind != "ClusterEncryption" && kind != "KeyRotation"));
+    let bound = ours.iter().filter(|object| object["roleRef"]["name"] == "secureoverlay-operator");
+    assert_eq!(bound.count(), 0);
+    let role = |name| find(&ours, "ClusterRole", name);
+    let operator = role("secureoverlay-operator");
+    assert!(operator["metadata"]["labels"].is_null(), "no other role includes it");
+    let groups = operator["rules"].as_array().unwrap().iter().map(|rule| &rule["apiGroups"]);
+    assert!(groups.into_iter().all(|groups| *groups == json!(["secureoverlay.io"])), "not the Secret");
+    let view = role("secureoverlay-view");
+    assert_eq!(view["metadata"]["labels"], json!({"rbac.authorization.k8s.io/aggregate-to-view": "true"}));
+    assert_eq!(view["rules"][0]["verbs"], json!(["get", "list", "watch"]));
+}
+
+#[test]
+fn admission_policy_is_bound_and_is_about_the_agents() {
+    let objects = manifest(include_str!("../../manifests/admission-policy.yaml"));
+    let name = "secureoverlay-own-node";
+    let kinds = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+    assert_eq!(names(&objects), kinds.map(|kind| (kind.to_owned(), name.to_owned())));
+    let spec = &objects[0]["spec"];
+    assert_eq!((&spec["failurePolicy"], &objects[1]["spec"]["policyName"]), (&json!("Fail"), &json!(name)));
+    assert_eq!(objects[1]["spec"]["validationActions"], json!(["Deny"]));
+    let account = pod(find(&ours(), "DaemonSet", AGENT))["serviceAccountName"].as_str().unwrap().to_owned();
+    let agents = spec["matchConditions"][0]["expression"].as_str().unwrap();
+    assert!(agents.ends_with(&format!("\"system:serviceaccount:kube-system:{account}\"")), "{agents}");
 }
 
 #[test]

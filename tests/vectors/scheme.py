@@ -1,6 +1,6 @@
 """The wire scheme a second time: docs/wire-scheme.md in Python's standard library, sharing no code with the Rust.
 
-For checking, not for use: the AES here is slow and leaks its key through timing.
+For checking, not for use. AES-GCM is in aes_gcm.py, X25519 in x25519.py.
 """
 
 import base64
@@ -9,13 +9,15 @@ import hmac
 import ipaddress
 import struct
 
+from aes_gcm import gcm_seal
+from x25519 import x25519
+
 # suite: AES key bytes, ICV bytes
 SUITES = {"aes128gcm8": (16, 8), "aes128gcm16": (16, 16), "aes256gcm16": (32, 16)}
 SALT_LEN = 4
-NEXT_HEADER_IPIP = 4
-
-
-# Derivation ---------------------------------------------------------------------------------------------------------
+SCHEME = b"secureoverlay/1"
+SPIS = 2**32 - 256
+NEXT_HEADER_IPIP, NEXT_HEADER_UDP = 4, 17
 
 
 def hkdf_extract(salt, ikm):
@@ -37,141 +39,90 @@ def addr16(text):
     return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
 
 
-def incarnation(generation, node):
-    return generation.get("incarnations", {}).get(node["node"], 0)
+def announced(sender, key):
+    """An end as it enters a derivation: `sender` is an entry of `senders`, `key` its key pair."""
+    return {
+        "instance": sender["instance"],
+        "address": sender["address"],
+        "key": base64.b64decode(sender["publicKey"]),
+        "private": key and bytes.fromhex(key),
+    }
 
 
-def spi(generation, sender):
-    message = addr16(sender["addr"]) + struct.pack(">I", incarnation(generation, sender))
-    digest = hmac.new(base64.b64decode(generation["spiSeed"]), message, hashlib.sha256).digest()
-    return 256 + struct.unpack(">I", digest[:4])[0] % (2**32 - 256)
+def by_boot_id(node):
+    digits = node["bootId"].replace("-", "").encode("ascii")
+    return {"instance": node["bootId"], "address": node["address"], "key": digits, "private": None}
+
+
+def offset(key, message):
+    digest = hmac.new(key, message, hashlib.sha256).digest()
+    return struct.unpack(">I", digest[:4])[0] % SPIS
+
+
+def f(generation, src):
+    message = b"sender" + addr16(src["address"]) + src["instance"].encode("ascii")
+    return offset(base64.b64decode(generation["spiSeed"]), message)
+
+
+def g(dst):
+    return offset(SCHEME, b"receiver" + dst["key"])
+
+
+def spi(generation, src, dst):
+    return 256 + (f(generation, src) + g(dst)) % SPIS
+
+
+def shared(generation, src, dst):
+    """What the key agreement adds to the ring key: nothing where identities are boot IDs."""
+    if generation["identities"] == "bootId":
+        return b""
+    private, public = (src["private"], dst["key"]) if src["private"] else (dst["private"], src["key"])
+    secret = x25519(private, public)
+    assert secret != bytes(32), "a key of low order"
+    return secret
+
+
+def prk(generation, src, dst):
+    return hkdf_extract(SCHEME, base64.b64decode(generation["key"]) + shared(generation, src, dst))
 
 
 def info(generation, src, dst):
-    def end(node):
-        ids = (node["node"] + node["boot"]).encode("ascii")
-        return addr16(node["addr"]) + ids + struct.pack(">I", incarnation(generation, node))
-
-    names = generation["suite"].encode("ascii") + b"\0" + generation["uid"].encode("ascii")
-    return names + end(src) + end(dst) + struct.pack(">I", spi(generation, src))
+    ids = generation["suite"] + "\0" + generation["uid"] + src["instance"]
+    addresses = addr16(src["address"]) + addr16(dst["address"])
+    keys = src["key"] + dst["key"]
+    return ids.encode("ascii") + addresses + keys + struct.pack(">I", spi(generation, src, dst))
 
 
 def sa_key(generation, src, dst):
     """Key and salt of the SA from src to dst."""
     key_len, _ = SUITES[generation["suite"]]
-    prk = hkdf_extract(b"secureoverlay/1", base64.b64decode(generation["key"]))
-    okm = hkdf_expand(prk, info(generation, src, dst), key_len + SALT_LEN)
+    okm = hkdf_expand(prk(generation, src, dst), info(generation, src, dst), key_len + SALT_LEN)
     return okm[:key_len], okm[key_len:]
 
 
-# ESP ----------------------------------------------------------------------------------------------------------------
-
-
-def esp(generation, src, dst, sequence, iv, inner):
-    """The ESP packet, from SPI to ICV, that carries the IPv4 packet `inner` (RFC 4303, RFC 4106)."""
+def esp(generation, src, dst, sequence, iv, payload, next_header=NEXT_HEADER_IPIP):
+    """The ESP packet, from SPI to ICV, that carries `payload` (RFC 4303, RFC 4106)."""
     key, salt = sa_key(generation, src, dst)
-    pad_len = -(len(inner) + 2) % 4
-    plaintext = inner + bytes(range(1, pad_len + 1)) + bytes([pad_len, NEXT_HEADER_IPIP])
-    header_spi = struct.pack(">I", spi(generation, src))
-    aad = header_spi + struct.pack(">Q", sequence)
-    ciphertext, tag = gcm_seal(key, salt + iv, aad, plaintext)
+    pad_len = -(len(payload) + 2) % 4
+    plaintext = payload + bytes(range(1, pad_len + 1)) + bytes([pad_len, next_header])
+    header_spi = struct.pack(">I", spi(generation, src, dst))
+    ciphertext, tag = gcm_seal(key, salt + iv, header_spi + struct.pack(">Q", sequence), plaintext)
     icv = tag[: SUITES[generation["suite"]][1]]
     return header_spi + struct.pack(">I", sequence % 2**32) + iv + ciphertext + icv
 
 
-# AES-GCM ------------------------------------------------------------------------------------------------------------
+def probe(kind, tested_spi, nonce):
+    return b"SOVP" + struct.pack(">BBI", 1, {"ping": 1, "answer": 2}[kind], tested_spi) + nonce
 
 
-def times_x(byte):
-    """Times x in AES's field (FIPS 197, section 4.2)."""
-    return (byte << 1) ^ (0x11B if byte & 0x80 else 0)
-
-
-def make_sbox():
-    """FIPS 197, section 5.1.1: the inverse in the field, by logarithms to the base x + 1, then an affine map."""
-    powers, value = [], 1
-    for _ in range(255):
-        powers.append(value)
-        value ^= times_x(value)
-    log = {value: exponent for exponent, value in enumerate(powers)}
-    box = []
-    for value in range(256):
-        inverse = powers[-log[value] % 255] if value else 0
-        spread = inverse * 0x101
-        rotated = inverse
-        for shift in range(1, 5):
-            rotated ^= (spread >> (8 - shift)) & 0xFF
-        box.append(rotated ^ 0x63)
-    return box
-
-
-SBOX = make_sbox()
-
-
-def expand_key(key):
-    """FIPS 197, section 5.2: the round keys, 16 bytes each."""
-    words = [key[at : at + 4] for at in range(0, len(key), 4)]
-    key_words, constant = len(words), 1
-    while len(words) < 4 * (key_words + 7):
-        word = words[-1]
-        if len(words) % key_words == 0:
-            word = bytes(SBOX[byte] for byte in word[1:] + word[:1])
-            word = bytes([word[0] ^ constant]) + word[1:]
-            constant = times_x(constant)
-        elif key_words > 6 and len(words) % key_words == 4:
-            word = bytes(SBOX[byte] for byte in word)
-        words.append(xor(words[-key_words], word))
-    return [b"".join(words[at : at + 4]) for at in range(0, len(words), 4)]
-
-
-def xor(a, b):
-    return bytes(x ^ y for x, y in zip(a, b))
-
-
-def aes(round_keys, block):
-    """FIPS 197, section 5.1."""
-    state = xor(block, round_keys[0])
-    for number, round_key in enumerate(round_keys[1:], 1):
-        state = bytes(SBOX[state[(at + 4 * (at % 4)) % 16]] for at in range(16))
-        if number < len(round_keys) - 1:
-            mixed = []
-            for at in range(0, 16, 4):
-                column = state[at : at + 4]
-                total = column[0] ^ column[1] ^ column[2] ^ column[3]
-                mixed += [column[i] ^ total ^ times_x(column[i] ^ column[(i + 1) % 4]) for i in range(4)]
-            state = bytes(mixed)
-        state = xor(state, round_key)
-    return state
-
-
-def ghash(subkey, data):
-    """SP 800-38D, section 6.4; `data` is whole blocks."""
-    h, y = int.from_bytes(subkey, "big"), 0
-    for at in range(0, len(data), 16):
-        y ^= int.from_bytes(data[at : at + 16], "big")
-        product, v = 0, h
-        for bit in range(127, -1, -1):
-            if y >> bit & 1:
-                product ^= v
-            v = v >> 1 ^ (0xE1 << 120 if v & 1 else 0)
-        y = product
-    return y.to_bytes(16, "big")
-
-
-def gcm_seal(key, nonce, aad, plaintext):
-    """Ciphertext and 128-bit tag (SP 800-38D, section 7.1, for 96-bit nonces)."""
-    round_keys = expand_key(key)
-
-    def keystream(counter):
-        return aes(round_keys, nonce + struct.pack(">I", counter))
-
-    ciphertext = b""
-    for number, at in enumerate(range(0, len(plaintext), 16)):
-        ciphertext += xor(plaintext[at : at + 16], keystream(number + 2))
-
-    def padded(data):
-        return data + bytes(-len(data) % 16)
-
-    lengths = struct.pack(">QQ", 8 * len(aad), 8 * len(ciphertext))
-    digest = ghash(aes(round_keys, bytes(16)), padded(aad) + padded(ciphertext) + lengths)
-    return ciphertext, xor(digest, keystream(1))
+def udp(src, dst, port, data):
+    """RFC 768, from and to the same port; the checksum covers the pseudo-header of the addresses' family."""
+    length = 8 + len(data)
+    ends = b"".join(ipaddress.ip_address(end["address"]).packed for end in (src, dst))
+    ports = struct.pack(">HHH", port, port, length)
+    words = ends + struct.pack(">II", length, NEXT_HEADER_UDP) + ports + data
+    words += bytes(len(words) % 2)
+    total = sum(struct.unpack(f">{len(words) // 2}H", words))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ports + struct.pack(">H", ~total & 0xFFFF or 0xFFFF) + data

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use kube::{Api, Client, api::ListParams};
-use secureoverlay_common::node::NodeFacts;
-use secureoverlay_daemon::{
+use secureoverlay_k8s::{
     client::{connect, describe},
-    watched_node::WatchedNode,
+    encryption_peer::EncryptionPeer,
+    node::{NodeFacts, SlimNode},
+    watch::{Source, list_by_quorum},
 };
+use secureoverlay_keyring::peer::EncryptionPeerSpec;
 use tokio::time::timeout;
 
 use crate::{mtu_lookup, mtu_setting::MtuSetting};
@@ -22,18 +24,32 @@ pub async fn read() -> (Result<Vec<NodeFacts>, String>, MtuSetting) {
     let agent = concat!("ucp-secureoverlay-agent-check/", env!("CARGO_PKG_VERSION"));
     let reading = async {
         let client = connect(agent).await.map_err(|error| error.to_string())?;
-        let nodes = list(client.clone()).await.map_err(|error| describe(&error))?;
-        Ok((nodes, mtu_lookup::look(&client).await))
+        let nodes = match list(client.clone()).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => announced(&client).await,
+            nodes => nodes,
+        };
+        Ok((nodes.map_err(|error| describe(&error)), mtu_lookup::look(&client).await))
     };
     let late = |_| format!("no answer from the API server for {} s", PATIENCE.as_secs());
     match timeout(PATIENCE, reading).await.map_err(late).flatten() {
-        Ok((nodes, setting)) => (Ok(nodes), setting),
+        Ok((nodes, setting)) => (nodes, setting),
         Err(error) => (Err(error), MtuSetting::Unknown),
     }
 }
 
+/// What nodes announce, where Nodes may not be listed: agents may not.
+async fn announced(client: &Client) -> Result<Vec<NodeFacts>, kube::Error> {
+    let objects = list_by_quorum::<EncryptionPeerSpec>(client, &Source::cluster::<EncryptionPeer>()).await?;
+    let facts = objects.into_iter().filter_map(|object| {
+        let spec = object.content.ok()?;
+        let internal_addresses = spec.newest().map(|sender| sender.address).collect();
+        Some(NodeFacts { name: object.meta.name, internal_addresses, linux: true, ..NodeFacts::default() })
+    });
+    Ok(facts.collect())
+}
+
 async fn list(client: Client) -> Result<Vec<NodeFacts>, kube::Error> {
-    let api: Api<WatchedNode> = Api::all(client);
+    let api: Api<SlimNode> = Api::all(client);
     let mut params = ListParams::default().limit(PAGE);
     let mut nodes = Vec::new();
     loop {

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, io, net::SocketAddr};
 
-use secureoverlay_common::{node::NodeFacts, suite::Suite};
+use secureoverlay_k8s::node::NodeFacts;
+use secureoverlay_keyring::suite::Suite;
 
 use super::{
     Place, Trial,
@@ -12,7 +13,7 @@ use crate::{
     kernel::OpErrorKind,
     mtu::{self, Finding},
     mtu_setting::MtuSetting,
-    surroundings::{Facts, Surroundings, overruling},
+    surroundings::{Facts, Pods, Surroundings, overruling},
     xfrm::{Actual, Owner},
 };
 
@@ -90,7 +91,7 @@ pub fn place(place: Option<&Place>) -> Item {
     let peers = place.peers.len();
     match (place.local, place.name.as_str()) {
         (None, name) => {
-            let text = format!("Node {name} has no IPv4 address: nobody can encrypt to it");
+            let text = format!("Node {name} has no IPv4 address: no node can encrypt to it");
             Item::new(Verdict::Fail, "node", text)
         }
         (Some(local), name) if place.excluded => {
@@ -113,7 +114,7 @@ pub fn mtu(facts: &Facts, place: &Place, setting: &MtuSetting, actual: Option<&A
         let text = "no IPIP tunnel device is up, so nothing would be encrypted: has Calico ipipMode: Always?";
         return vec![Item::new(Verdict::Warn, "mtu", text)];
     }
-    let states = actual.iter().flat_map(|actual| &actual.states).filter(|sa| sa.owner == Owner::Ours);
+    let states = actual.iter().flat_map(|actual| &actual.sas).filter(|sa| sa.owner == Owner::Ours);
     let used: BTreeSet<Suite> = states.filter_map(|sa| Some(sa.cipher.as_ref()?.0)).collect();
     let suites = if used.is_empty() { Suite::ALL.into() } else { used.clone() };
     let item = |suite: Suite| {
@@ -133,7 +134,7 @@ pub fn mtu(facts: &Facts, place: &Place, setting: &MtuSetting, actual: Option<&A
 
 /// What lets traffic past the policies.
 pub fn surroundings(facts: &Facts, place: &Place) -> Vec<Item> {
-    let seen = Surroundings::new(facts, place.local, &place.neighbours());
+    let seen = Surroundings::new(facts, place.local, &place.neighbours(), &Pods::Guessed);
     let known = !place.peers.is_empty() && place.local.is_some();
     let with_peers = |verdict, text: String| match known {
         true => Item::new(verdict, "", text),
@@ -146,7 +147,7 @@ pub fn surroundings(facts: &Facts, place: &Place) -> Vec<Item> {
             with_peers(Verdict::Ok, text.to_owned())
         }
     };
-    let ways = match seen.tunnelled {
+    let ways = match seen.coverage.covered {
         0 => {
             let text = "no route leads to a peer's pods: none are there yet, or Calico does not use IPIP";
             with_peers(Verdict::Warn, text.to_owned())
@@ -157,7 +158,8 @@ pub fn surroundings(facts: &Facts, place: &Place) -> Vec<Item> {
     let text = format!("packets to {} of {} peers leave from {local}", facts.routes.len(), place.peers.len());
     let source =
         with_peers(if facts.routes.len() < place.peers.len() { Verdict::Warn } else { Verdict::Ok }, text);
-    [("sysctl", &seen.switches, sysctls), ("source", &seen.sources, source), ("coverage", &seen.around, ways)]
+    let uncovered = seen.uncovered().into_iter().map(|(_, text)| text).collect();
+    [("sysctl", &seen.switches, sysctls), ("source", &seen.sources, source), ("coverage", &uncovered, ways)]
         .into_iter()
         .flat_map(|(what, failing, well)| all(what, failing, well))
         .collect()

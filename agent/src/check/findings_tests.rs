@@ -94,12 +94,12 @@ fn the_suites_in_use_must_fit_or_else_the_default_one() {
             src: addr(1),
             id: SaId { dst: addr(2), spi: 256 },
             owner: Owner::Ours,
-            cipher: Some((*suite, secureoverlay_common::secret::SecretBytes::copy_from(&[1]))),
+            cipher: Some((*suite, secureoverlay_keyring::secret::SecretBytes::copy_from(&[1]))),
             well_formed: true,
             packets: 0,
             bytes: 0,
         };
-        let actual = Actual { states: suites.iter().map(sa).collect(), policies: vec![] };
+        let actual = Actual { sas: suites.iter().map(sa).collect(), policies: vec![] };
         let items = mtu(&facts(tunnel), &here(), &MtuSetting::FelixConfiguration, Some(&actual));
         for item in &items {
             assert_eq!(item.text.contains("kubectl patch"), item.verdict == Fail, "{item}");
@@ -145,7 +145,7 @@ fn policies_of_others_are_counted_and_those_before_ours_fail() {
     let of = |priority| {
         let policy =
             ActualPolicy { id, index: 8, priority, protocol: 0, conditional: false, owner, action: None };
-        Actual { states: vec![], policies: vec![policy] }
+        Actual { sas: vec![], policies: vec![policy] }
     };
     assert_eq!(verdicts(&policies(&of(1), &here())), [(Verdict::Fail, "policy")]);
     let found = policies(&of(u32::MAX), &here());

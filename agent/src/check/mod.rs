@@ -13,7 +13,8 @@ use std::{fs, iter, net::IpAddr};
 
 use rand::{TryRng, rngs::SysRng};
 use rustix::io::Errno;
-use secureoverlay_common::{node::NodeFacts, suite::Suite};
+use secureoverlay_k8s::node::NodeFacts;
+use secureoverlay_keyring::suite::Suite;
 
 pub use self::{
     place::Place,
@@ -38,7 +39,7 @@ pub async fn check(node: &Node) -> Report {
     let (nodes, setting) = api::read().await;
     report.push(findings::api(&nodes));
     look_at_network(&mut report, node.node_name.as_deref(), &nodes, &setting, actual.as_ref());
-    report.push(findings::agent(node.listen, readyz::ask(node.listen)));
+    report.push(findings::agent(node.metrics_bind_address, readyz::ask(node.metrics_bind_address)));
     report
 }
 
@@ -89,7 +90,7 @@ fn look_at_network(
         Err(error) => return report.blind(Item::new(Verdict::Unknown, "network", error)),
     };
     let by_api = nodes.as_ref().ok().and_then(|nodes| Place::among(nodes, name, &own));
-    let by_kernel = || Place::by_states(&actual?.states, &own);
+    let by_kernel = || Place::by_states(&actual?.sas, &own);
     let place = by_api.or_else(by_kernel);
     report.push(findings::place(place.as_ref()));
     let place = place.unwrap_or_default();
@@ -118,12 +119,12 @@ mod tests {
 
     #[tokio::test]
     async fn wherever_it_runs_everything_has_a_line() {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut report = Report::default();
         let unreachable = Err("no API here".to_owned());
         look_at_network(&mut report, None, &unreachable, &MtuSetting::Unknown, Some(&Actual::default()));
         report.push(findings::api(&unreachable));
-        report.push(findings::agent(nobody, readyz::ask(nobody)));
+        report.push(findings::agent(closed, readyz::ask(closed)));
         let text = report.to_string();
         for what in ["node", "sysctl", "source", "coverage", "policy", "api", "agent"] {
             let named = |line: &str| line.split_whitespace().nth(1) == Some(what);

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use secureoverlay_common::node::NodeFacts;
+use secureoverlay_k8s::node::NodeFacts;
+use secureoverlay_keyring::address::NodeAddress;
 
 use crate::{
     surroundings::Neighbours,
@@ -27,15 +28,17 @@ impl Place {
     #[must_use]
     pub fn among(nodes: &[NodeFacts], name: Option<&str>, own: &[IpAddr]) -> Option<Self> {
         let named = name.and_then(|name| nodes.iter().find(|node| node.name == name));
-        let here = |node: &&NodeFacts| node.addr.is_some_and(|addr| own.contains(&addr));
+        let address = |node: &NodeFacts| node.address().map(NodeAddress::ip);
+        let here = |node: &&NodeFacts| address(node).is_some_and(|addr| own.contains(&addr));
         let node = named.or_else(|| nodes.iter().find(here))?;
-        let others = nodes.iter().filter(|other| other.name != node.name && !other.excluded);
-        let others = others.filter_map(|other| Some((other.addr?, other.name.clone())));
+        let takes_part = |node: &NodeFacts| !node.excluded && node.linux;
+        let others = nodes.iter().filter(|other| other.name != node.name && takes_part(other));
+        let others = others.filter_map(|other| Some((address(other)?, other.name.clone())));
         Some(Self {
             name: node.name.clone(),
-            local: node.addr,
-            peers: others.filter(|(addr, _)| Some(*addr) != node.addr).collect(),
-            excluded: node.excluded,
+            local: address(node),
+            peers: others.filter(|(addr, _)| Some(*addr) != address(node)).collect(),
+            excluded: !takes_part(node),
         })
     }
 
@@ -81,14 +84,13 @@ mod tests {
     }
 
     fn node(n: u8) -> NodeFacts {
+        let internal_addresses = vec![addr(n).try_into().unwrap()];
         NodeFacts {
             name: format!("node-{n}"),
-            uid: None,
-            created: None,
-            addr: Some(addr(n)),
-            boot: None,
+            internal_addresses,
             ready: true,
-            excluded: false,
+            linux: true,
+            ..NodeFacts::default()
         }
     }
 
@@ -103,9 +105,9 @@ mod tests {
             node(1),
             node(2),
             NodeFacts { excluded: true, ..node(3) },
-            NodeFacts { addr: None, ..node(4) },
+            NodeFacts { internal_addresses: vec![], ..node(4) },
             // Claims our address.
-            NodeFacts { addr: Some(addr(1)), ..node(5) },
+            NodeFacts { internal_addresses: node(1).internal_addresses, ..node(5) },
         ];
         let expected = Place {
             name: "node-1".into(),

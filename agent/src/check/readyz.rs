@@ -65,7 +65,7 @@ mod tests {
             assert_eq!(parse(answer), None, "{answer}");
         }
         assert_eq!(parse("HTTP/1.1 200 OK\r\na: b\r\n\r\nwell"), Some((200, "well".into())));
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(ask(nobody).is_err());
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(ask(closed).is_err());
     }
 }

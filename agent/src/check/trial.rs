@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use secureoverlay_common::{secret::SecretBytes, suite::Suite};
+use secureoverlay_keyring::{secret::SecretBytes, suite::Suite};
 
 use crate::{
     kernel::{Kernel, OpError, OpErrorKind},
@@ -39,7 +39,7 @@ pub fn try_suite<E: fmt::Display>(
     mut random: impl FnMut(&mut [u8]) -> Result<(), E>,
 ) -> Trial {
     let [src, dst] = ENDS;
-    let states = actual.states.iter().any(|sa| ENDS.contains(&sa.src) || ENDS.contains(&sa.id.dst));
+    let states = actual.sas.iter().any(|sa| ENDS.contains(&sa.src) || ENDS.contains(&sa.id.dst));
     let hosts = ENDS.map(Net::host);
     if states || actual.policies.iter().any(|p| hosts.contains(&p.id.src) || hosts.contains(&p.id.dst)) {
         return Trial::Untried(format!(
@@ -54,14 +54,14 @@ pub fn try_suite<E: fmt::Display>(
         Err(error) => return Trial::Untried(format!("no random numbers for a key: {error}")),
     };
     let id = SaId { dst, spi: u32::from_ne_bytes(spi).max(SPI_MIN) };
-    let added = one(kernel, Op::AddState(Sa { src, id, suite, key }));
+    let added = one(kernel, Op::AddSa(Sa { src, id, suite, key }));
     if let Err(error) = &added
         && error.kind != OpErrorKind::Unknown
     {
         return Trial::Refused(error.clone());
     }
-    // Also where nobody knows whether it is there.
-    match (added, one(kernel, Op::DeleteState(id))) {
+    // Also where it is not known whether it is there.
+    match (added, one(kernel, Op::DeleteSa(id))) {
         (_, Err(error)) => Trial::Left(error),
         (Err(error), Ok(())) => Trial::Untried(error.to_string()),
         (Ok(()), Ok(())) => Trial::Taken,
@@ -76,10 +76,11 @@ fn one(kernel: &mut impl Kernel, op: Op) -> Result<(), OpError> {
 mod tests {
     use std::io;
 
+    use secureoverlay_agent_core::fake_kernel::FakeKernel;
+
     use super::*;
     use crate::{
         kernel::{KernelError, OpError},
-        model_kernel::ModelKernel,
         xfrm::{Direction, PolicyId},
     };
 
@@ -92,6 +93,8 @@ mod tests {
     struct Scripted(Vec<Result<(), OpErrorKind>>, Vec<Op>);
 
     impl Kernel for Scripted {
+        type Error = KernelError;
+
         fn dump(&mut self) -> Result<Actual, KernelError> {
             Ok(Actual::default())
         }
@@ -112,10 +115,10 @@ mod tests {
 
     #[test]
     fn nothing_is_left() {
-        let mut kernel = ModelKernel::default();
+        let mut kernel = FakeKernel::default();
         for suite in Suite::ALL {
             let trial = try_suite(&mut &mut kernel, &Actual::default(), suite, numbers);
-            assert_eq!((trial, kernel.states.len()), (Trial::Taken, 0), "{suite}");
+            assert_eq!((trial, kernel.sas.len()), (Trial::Taken, 0), "{suite}");
         }
         assert_eq!(kernel.done, 6, "each was added and deleted");
     }
@@ -124,9 +127,7 @@ mod tests {
     fn what_was_or_may_have_been_added_is_deleted() {
         use OpErrorKind::{Refused, Unknown, Unsupported};
         let (trial, ops) = scripted(&[Ok(()), Ok(())]);
-        let (Trial::Taken, [Op::AddState(sa), Op::DeleteState(id)]) = (trial, &ops[..]) else {
-            panic!("{ops:?}")
-        };
+        let (Trial::Taken, [Op::AddSa(sa), Op::DeleteSa(id)]) = (trial, &ops[..]) else { panic!("{ops:?}") };
         assert_eq!((sa.id, sa.src, sa.key.len(), sa.id.spi), (*id, ENDS[0], 36, 0x0707_0707));
         let (trial, ops) = scripted(&[Err(Unsupported)]);
         assert!(matches!(trial, Trial::Refused(error) if error.kind == Unsupported) && ops.len() == 1);
@@ -143,15 +144,15 @@ mod tests {
         let mut kernel = Scripted(vec![Ok(()), Ok(())], Vec::new());
         let zeros = |_: &mut [u8]| io::Result::Ok(());
         assert_eq!(try_suite(&mut kernel, &Actual::default(), Suite::default(), zeros), Trial::Taken);
-        assert!(matches!(&kernel.1[0], Op::AddState(sa) if sa.id.spi == 256), "{:?}", kernel.1);
+        assert!(matches!(&kernel.1[0], Op::AddSa(sa) if sa.id.spi == 256), "{:?}", kernel.1);
     }
 
     #[test]
     fn what_is_in_use_is_left_alone() {
-        let mut kernel = ModelKernel::default();
-        kernel.add_foreign_state(SaId { dst: ENDS[1], spi: 0x300 });
+        let mut kernel = FakeKernel::default();
+        kernel.add_foreign_sa(SaId { dst: ENDS[1], spi: 0x300 });
         let policy = PolicyId::tunnel(Direction::Out, Net::host(ENDS[0]), Net::host(ENDS[1]));
-        let mut other = ModelKernel::default();
+        let mut other = FakeKernel::default();
         other.add_foreign_policy(policy);
         for mut kernel in [kernel, other] {
             let actual = (&mut kernel).dump().unwrap();
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn without_random_numbers_there_is_no_trial() {
-        let mut kernel = ModelKernel::default();
+        let mut kernel = FakeKernel::default();
         let none = |_: &mut [u8]| Err(io::Error::other("none left"));
         let trial = try_suite(&mut &mut kernel, &Actual::default(), Suite::default(), none);
         assert!(matches!(&trial, Trial::Untried(why) if why.contains("none left")), "{trial:?}");

@@ -13,7 +13,7 @@ fn sa(suite: Suite, src: IpAddr, dst: IpAddr) -> Sa {
     Sa { src, id: SaId { dst, spi: 0x1234_5678 }, suite, key: SecretBytes::copy_from(&key) }
 }
 
-fn policy(direction: Direction, action: Action) -> Policy {
+fn policy(direction: Direction, action: PolicyAction) -> Policy {
     Policy { id: PolicyId::tunnel(direction, Net::host(A), Net::host(B)), action }
 }
 
@@ -29,11 +29,11 @@ fn payload(op: Op) -> Vec<u8> {
 }
 
 fn add_state() -> Vec<u8> {
-    payload(Op::AddState(sa(Suite::Aes128Gcm8, A, B)))
+    payload(Op::AddSa(sa(Suite::Aes128Gcm8, A, B)))
 }
 
 fn add_policy() -> Vec<u8> {
-    payload(Op::AddPolicy(policy(Direction::Out, Action::Esp(Some(77)))))
+    payload(Op::AddPolicy(policy(Direction::Out, PolicyAction::Esp(Some(77)))))
 }
 
 fn parsed_sa(payload: &[u8]) -> StateMessage {
@@ -56,7 +56,7 @@ fn what_we_send_reads_as_what_we_want() {
     for suite in Suite::ALL {
         for (src, dst) in [(A, B), (v6(1), v6(2))] {
             let wanted = sa(suite, src, dst);
-            let StateMessage { sa: found, larval } = parsed_sa(&payload(Op::AddState(wanted.clone())));
+            let StateMessage { sa: found, larval } = parsed_sa(&payload(Op::AddSa(wanted.clone())));
             assert!(!larval && found.well_formed);
             assert_eq!((found.src, found.id, found.owner), (src, wanted.id, Owner::Ours));
             assert_eq!(found.cipher, Some((suite, wanted.key)));
@@ -64,12 +64,12 @@ fn what_we_send_reads_as_what_we_want() {
     }
     let probe = |direction| PolicyId::probe(direction, A, B, 9468);
     for wanted in [
-        Policy { id: probe(Direction::Out), action: Action::Esp(Some(77)) },
-        Policy { id: probe(Direction::In), action: Action::Esp(None) },
-        policy(Direction::Out, Action::Esp(Some(77))),
-        policy(Direction::In, Action::Esp(None)),
-        policy(Direction::Out, Action::Allow),
-        policy(Direction::In, Action::Block),
+        Policy { id: probe(Direction::Out), action: PolicyAction::Esp(Some(77)) },
+        Policy { id: probe(Direction::In), action: PolicyAction::Esp(None) },
+        policy(Direction::Out, PolicyAction::Esp(Some(77))),
+        policy(Direction::In, PolicyAction::Esp(None)),
+        policy(Direction::Out, PolicyAction::Allow),
+        policy(Direction::In, PolicyAction::Block),
     ] {
         let found = parsed_policy(&payload(Op::AddPolicy(wanted)));
         assert_eq!((found.id, found.owner, found.action), (wanted.id, Owner::Ours, Some(wanted.action)));
@@ -85,7 +85,7 @@ fn what_we_send_reads_as_what_we_want() {
 #[test]
 fn golden_bytes_of_an_sa() {
     let mut batch = Batch::new();
-    batch.fill(&[Op::AddState(sa(Suite::Aes128Gcm8, A, B))], 7);
+    batch.fill(&[Op::AddSa(sa(Suite::Aes128Gcm8, A, B))], 7);
     let infinite = [0xff; 32];
     let expected: Vec<u8> = [
         // nlmsghdr: length 364, XFRM_MSG_NEWSA, REQUEST | ACK | EXCL | CREATE, sequence 7, port 0
@@ -128,7 +128,7 @@ fn golden_bytes_of_an_sa() {
 fn a_full_batch_stays_in_its_buffer_and_is_numbered() {
     let mut batch = Batch::new();
     let before = batch.bytes().as_ptr();
-    batch.fill(&vec![Op::AddState(sa(Suite::Aes256Gcm16, A, B)); BATCH], 1000);
+    batch.fill(&vec![Op::AddSa(sa(Suite::Aes256Gcm16, A, B)); BATCH], 1000);
     assert_eq!(batch.bytes().as_ptr(), before, "a grown buffer leaves keys behind");
     let sent: Vec<_> = messages(batch.bytes()).map(Result::unwrap).collect();
     assert_eq!(sent.len(), BATCH);
@@ -192,7 +192,7 @@ fn other_peoples_policies_are_foreign() {
         assert_eq!(found.conditional, what == "port", "{what}");
     }
     let probe = PolicyId::probe(Direction::Out, A, B, 9468);
-    let probe = payload(Op::AddPolicy(Policy { id: probe, action: Action::Esp(Some(77)) }));
+    let probe = payload(Op::AddPolicy(Policy { id: probe, action: PolicyAction::Esp(Some(77)) }));
     assert!(!parsed_policy(&probe).conditional);
     // Another port on one side, only a part of the ports, another protocol.
     for (at, what) in [(32, "port"), (34, "mask"), (36, "port"), (38, "mask"), (44, "protocol")] {
@@ -209,7 +209,7 @@ fn other_peoples_policies_are_foreign() {
         payload[template + at] ^= 1;
         assert_eq!(parsed_policy(&payload).owner, Owner::Foreign, "template's {what}");
     }
-    let mut other_priority = payload(Op::AddPolicy(policy(Direction::In, Action::Block)));
+    let mut other_priority = payload(Op::AddPolicy(policy(Direction::In, PolicyAction::Block)));
     other_priority[152] ^= 1;
     assert_eq!(parsed_policy(&other_priority).owner, Owner::Foreign);
     let mut interface_id = add_policy();
@@ -254,9 +254,9 @@ fn forward_and_socket_policies_are_left_out() {
 
 #[test]
 fn errors_and_debug_texts_hold_no_key() {
-    let op = Op::AddState(sa(Suite::Aes256Gcm16, A, B));
+    let op = Op::AddSa(sa(Suite::Aes256Gcm16, A, B));
     let refusal = super::super::Refusal { errno: rustix::io::Errno::INVAL, message: Some("no".to_owned()) };
-    let error = super::super::OpError::refused(&op, &refusal);
+    let error = super::super::error::refused(&op, &refusal);
     let texts = [format!("{op:?} {op:#?} {error} {error:?}"), format!("{:?}", parsed_sa(&add_state()))];
     for text in texts {
         for shape in ["a0a1a2", "A0A1A2", "160, 161", "160,\n", "a0, a1", "oKGi"] {
@@ -282,7 +282,7 @@ proptest! {
     fn damaged_messages_are_read_without_panic(
         at: Index, value: u8, cut: Index, suite in prop::sample::select(Suite::ALL.to_vec()),
     ) {
-        for mut payload in [payload(Op::AddState(sa(suite, A, B))), add_policy()] {
+        for mut payload in [payload(Op::AddSa(sa(suite, A, B))), add_policy()] {
             let at = at.index(payload.len());
             payload[at] = value;
             payload.truncate(cut.index(payload.len() + 1));

@@ -4,32 +4,9 @@
 use netlink_packet_xfrm::constants::{XFRMA_SAD_CNT, XFRMA_SPD_INFO};
 
 use super::{error::Malformed, frame::attributes};
-use crate::xfrm::Op;
 
 /// Both messages begin with 32 bits of flags.
 pub(super) const FLAGS_LEN: usize = 4;
-
-/// The numbers of SAs and of in and out policies in the network namespace, ours and foreign.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// SAs of every protocol.
-    pub states: u32,
-    /// Policies, without forward and socket policies.
-    pub policies: u32,
-}
-
-impl Counts {
-    /// Takes an operation that was carried out.
-    pub const fn note(&mut self, done: &Op) {
-        match done {
-            Op::AddState(_) => self.states = self.states.wrapping_add(1),
-            Op::DeleteState(_) => self.states = self.states.wrapping_sub(1),
-            Op::AddPolicy(_) => self.policies = self.policies.wrapping_add(1),
-            Op::DeletePolicy(_) => self.policies = self.policies.wrapping_sub(1),
-            Op::UpdatePolicy(_) => {}
-        }
-    }
-}
 
 /// Reads the payload of an `XFRM_MSG_NEWSADINFO`: the number of SAs.
 ///

@@ -12,7 +12,7 @@ use netlink_packet_xfrm::{
         XFRMA_REPLAY_ESN_VAL, XFRMA_TMPL,
     },
 };
-use secureoverlay_common::{secret::SecretBytes, suite::Suite};
+use secureoverlay_keyring::{secret::SecretBytes, suite::Suite};
 
 use super::{
     encode::{AEAD_HEADER_LEN, AEAD_NAME, key_material_len, policy_selector, state_selector},
@@ -20,8 +20,8 @@ use super::{
     frame::attributes,
 };
 use crate::xfrm::{
-    Action, ActualPolicy, ActualSa, Direction, IPPROTO_UDP, Net, Owner, PolicyId, REPLAY_WINDOW, REQID, SaId,
-    Traffic,
+    ActualPolicy, ActualSa, Direction, IPPROTO_UDP, Net, Owner, PolicyAction, PolicyId, REPLAY_WINDOW, REQID,
+    SaId, Traffic,
 };
 
 /// Offset of `replay_window` in `struct xfrm_replay_state_esn`.
@@ -143,10 +143,10 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
 }
 
 /// The action of a policy of ours, if it is of a form that we install.
-fn action(id: PolicyId, info: &UserPolicyInfo, templates: &[UserTemplate]) -> Option<Action> {
+fn action(id: PolicyId, info: &UserPolicyInfo, templates: &[UserTemplate]) -> Option<PolicyAction> {
     let action = match (templates, info.action) {
-        ([], XFRM_POLICY_ALLOW) => Action::Allow,
-        ([], XFRM_POLICY_BLOCK) => Action::Block,
+        ([], XFRM_POLICY_ALLOW) => PolicyAction::Allow,
+        ([], XFRM_POLICY_BLOCK) => PolicyAction::Block,
         ([template], XFRM_POLICY_ALLOW) => {
             // The kernel ignores the addresses of a transport mode template, iproute2 and we fill them in.
             let required = template.optional == 0 && template.share == 0 && template.aalgos == u32::MAX;
@@ -155,7 +155,7 @@ fn action(id: PolicyId, info: &UserPolicyInfo, templates: &[UserTemplate]) -> Op
                 Direction::In => spi.is_none(),
                 Direction::Out => true,
             };
-            (required && right_way).then_some(Action::Esp(spi))?
+            (required && right_way).then_some(PolicyAction::Esp(spi))?
         }
         _ => return None,
     };
@@ -166,7 +166,7 @@ fn action(id: PolicyId, info: &UserPolicyInfo, templates: &[UserTemplate]) -> Op
 /// Templates are marked by the reqid, policies without any by their priority.
 fn marked_as_ours(info: &UserPolicyInfo, templates: &[UserTemplate]) -> bool {
     if templates.is_empty() {
-        [Action::Allow, Action::Block].iter().any(|action| action.priority() == info.priority)
+        [PolicyAction::Allow, PolicyAction::Block].iter().any(|action| action.priority() == info.priority)
     } else {
         templates.iter().all(|template| {
             template.reqid == REQID

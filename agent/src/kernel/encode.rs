@@ -15,11 +15,13 @@ use netlink_packet_xfrm::{
         XFRMA_REPLAY_ESN_VAL, XFRMA_TMPL,
     },
 };
-use secureoverlay_common::suite::Suite;
+use secureoverlay_keyring::suite::Suite;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::socket::{begin, finish};
-use crate::xfrm::{Action, Direction, Net, Op, Policy, PolicyId, REPLAY_WINDOW, REQID, Sa, SaId, Traffic};
+use crate::xfrm::{
+    Direction, Net, Op, Policy, PolicyAction, PolicyId, REPLAY_WINDOW, REQID, Sa, SaId, Traffic,
+};
 
 /// The kernel's name of RFC 4106's AEAD.
 pub(super) const AEAD_NAME: &[u8] = b"rfc4106(gcm(aes))";
@@ -50,10 +52,10 @@ impl Batch {
         for (at, op) in ops.iter().enumerate() {
             let flags = if at + 1 == ops.len() { NLM_F_ACK } else { 0 };
             match op {
-                Op::AddState(sa) => {
+                Op::AddSa(sa) => {
                     self.state(XFRM_MSG_NEWSA, NLM_F_CREATE | NLM_F_EXCL | flags, sequence, sa);
                 }
-                Op::DeleteState(id) => self.message(XFRM_MSG_DELSA, flags, sequence, |bytes| {
+                Op::DeleteSa(id) => self.message(XFRM_MSG_DELSA, flags, sequence, |bytes| {
                     append(bytes, &state_id(*id));
                 }),
                 Op::AddPolicy(policy) => {
@@ -118,7 +120,7 @@ impl Batch {
     fn policy(&mut self, kind: u16, flags: u16, sequence: u32, policy: &Policy) {
         self.message(kind, flags, sequence, |bytes| {
             append(bytes, &policy_info(policy));
-            if let Action::Esp(spi) = policy.action {
+            if let PolicyAction::Esp(spi) = policy.action {
                 attribute(bytes, XFRMA_TMPL, |bytes| append(bytes, &template(policy.id, spi)));
             }
         });
@@ -213,8 +215,8 @@ fn policy_info(policy: &Policy) -> UserPolicyInfo {
         priority: policy.action.priority(),
         direction: direction(policy.id.direction),
         action: match policy.action {
-            Action::Esp(_) | Action::Allow => XFRM_POLICY_ALLOW,
-            Action::Block => XFRM_POLICY_BLOCK,
+            PolicyAction::Esp(_) | PolicyAction::Allow => XFRM_POLICY_ALLOW,
+            PolicyAction::Block => XFRM_POLICY_BLOCK,
         },
         ..UserPolicyInfo::default()
     }

@@ -3,6 +3,7 @@
 use std::{fmt, io};
 
 use rustix::io::Errno;
+use secureoverlay_agent_core::kernel::{OpError, OpErrorKind};
 
 use crate::xfrm::Op;
 
@@ -99,92 +100,44 @@ pub enum KernelError {
     },
 }
 
-/// One operation that failed, and why. Never contains key material.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {detail}")]
-pub struct OpError {
-    /// What was being done, to what.
-    pub what: String,
-    /// The kind of failure, for counting and deciding.
-    pub kind: OpErrorKind,
-    /// What the kernel said and what to do about it.
-    pub detail: String,
+/// The kernel's refusal of `op`.
+pub(super) fn refused(op: &Op, refusal: &Refusal) -> OpError {
+    let kind = match (op, refusal.errno) {
+        (_, Errno::PERM | Errno::ACCESS) => OpErrorKind::NotPermitted,
+        (_, Errno::EXIST) => OpErrorKind::Exists,
+        (Op::AddSa(_), Errno::PROTONOSUPPORT | Errno::NOSYS | Errno::NOENT) => OpErrorKind::Unsupported,
+        _ => OpErrorKind::Refused,
+    };
+    OpError { what: describe(op), kind, detail: format!("{refusal}; {}", advice(refusal.errno)) }
 }
 
-/// What a failure means for the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum OpErrorKind {
-    /// NET_ADMIN is missing: nothing will work.
-    NotPermitted,
-    /// Somebody else's object has the same identity. It was not touched.
-    Foreign,
-    /// An object of ours is there already: the dump that led here is out of date.
-    Exists,
-    /// The kernel lacks a module.
-    Unsupported,
-    /// Whether it was done is not known: dump again.
-    Unknown,
-    /// Anything else.
-    Refused,
+/// `op` met an object that is not ours.
+pub(super) fn foreign(op: &Op, found: &str) -> OpError {
+    let detail = format!(
+        "{found}, which is not ours, is in the way and was left alone; remove it or its owner from this node"
+    );
+    OpError { what: describe(op), kind: OpErrorKind::Foreign, detail }
 }
 
-impl OpErrorKind {
-    /// The kind's name in logs and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NotPermitted => "not_permitted",
-            Self::Foreign => "foreign",
-            Self::Exists => "exists",
-            Self::Unsupported => "unsupported",
-            Self::Unknown => "unknown",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-impl OpError {
-    /// The kernel's refusal of `op`.
-    pub(super) fn refused(op: &Op, refusal: &Refusal) -> Self {
-        let kind = match (op, refusal.errno) {
-            (_, Errno::PERM | Errno::ACCESS) => OpErrorKind::NotPermitted,
-            (_, Errno::EXIST) => OpErrorKind::Exists,
-            (Op::AddState(_), Errno::PROTONOSUPPORT | Errno::NOSYS | Errno::NOENT) => {
-                OpErrorKind::Unsupported
-            }
-            _ => OpErrorKind::Refused,
-        };
-        Self { what: describe(op), kind, detail: format!("{refusal}; {}", advice(refusal.errno)) }
-    }
-
-    /// `op` met an object that is not ours.
-    pub(super) fn foreign(op: &Op, found: &str) -> Self {
-        let detail = format!(
-            "{found}, which is not ours, is in the way and was left alone; remove it or its owner from this node"
-        );
-        Self { what: describe(op), kind: OpErrorKind::Foreign, detail }
-    }
-
-    /// The request or its answer was lost.
-    pub(super) fn unknown(op: &Op, cause: &KernelError) -> Self {
-        let kind = match cause {
-            KernelError::Open { .. } => OpErrorKind::Refused,
-            KernelError::Io { .. }
-            | KernelError::Refused { .. }
-            | KernelError::Lost { .. }
-            | KernelError::NoAnswer { .. }
-            | KernelError::Malformed { .. }
-            | KernelError::Unsteady { .. } => OpErrorKind::Unknown,
-        };
-        Self { what: describe(op), kind, detail: cause.to_string() }
-    }
+/// The request or its answer was lost.
+pub(super) fn unknown(op: &Op, cause: &KernelError) -> OpError {
+    let kind = match cause {
+        KernelError::Open { .. } => OpErrorKind::Refused,
+        KernelError::Io { .. }
+        | KernelError::Refused { .. }
+        | KernelError::Lost { .. }
+        | KernelError::NoAnswer { .. }
+        | KernelError::Malformed { .. }
+        | KernelError::Unsteady { .. } => OpErrorKind::Unknown,
+    };
+    OpError { what: describe(op), kind, detail: cause.to_string() }
 }
 
 /// The operation in words, without keys.
 fn describe(op: &Op) -> String {
     match op {
-        Op::AddState(sa) => format!("adding SA {} from {} ({})", sa.id, sa.src, sa.suite),
-        Op::DeleteState(id) => format!("deleting SA {id}"),
+        Op::AddSa(sa) => format!("adding SA {} from {} ({})", sa.id, sa.src, sa.suite),
+        Op::DeleteSa(id) => format!("deleting SA {id}"),
         Op::AddPolicy(policy) => format!("adding policy {}", policy.id),
         Op::UpdatePolicy(policy) => format!("updating policy {}", policy.id),
         Op::DeletePolicy(id) => format!("deleting policy {id}"),
@@ -222,21 +175,20 @@ fn advice_for_open(source: &io::Error) -> &'static str {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use secureoverlay_common::{secret::SecretBytes, suite::Suite};
+    use secureoverlay_keyring::{secret::SecretBytes, suite::Suite};
 
     use super::*;
     use crate::xfrm::{Sa, SaId};
 
     fn refused(op: &Op, errno: Errno) -> OpError {
-        OpError::refused(op, &Refusal { errno, message: Some("the kernel's words".to_owned()) })
+        super::refused(op, &Refusal { errno, message: Some("the kernel's words".to_owned()) })
     }
 
     #[test]
     fn errors_say_what_was_done_what_came_back_and_what_helps() {
         let id = SaId { dst: Ipv4Addr::new(10, 0, 0, 2).into(), spi: 0x1000 };
         let src = Ipv4Addr::new(10, 0, 0, 1).into();
-        let add =
-            Op::AddState(Sa { src, id, suite: Suite::default(), key: SecretBytes::copy_from(&[7; 20]) });
+        let add = Op::AddSa(Sa { src, id, suite: Suite::default(), key: SecretBytes::copy_from(&[7; 20]) });
         assert_eq!(
             refused(&add, Errno::PERM).to_string(),
             "adding SA 10.0.0.2 SPI 0x00001000 from 10.0.0.1 (aes128gcm8): Operation not permitted (os error 1), \
@@ -254,13 +206,13 @@ mod tests {
             assert_eq!(error.kind, kind, "{errno:?}");
             assert!(error.to_string().contains(advice), "{error}");
         }
-        assert_eq!(refused(&Op::DeleteState(id), Errno::NOENT).kind, OpErrorKind::Refused);
+        assert_eq!(refused(&Op::DeleteSa(id), Errno::NOENT).kind, OpErrorKind::Refused);
     }
 
     #[test]
     fn a_lost_answer_is_not_a_refusal() {
-        let op = Op::DeleteState(SaId { dst: Ipv4Addr::LOCALHOST.into(), spi: 256 });
-        assert_eq!(OpError::unknown(&op, &KernelError::Lost { doing: "testing" }).kind, OpErrorKind::Unknown);
+        let op = Op::DeleteSa(SaId { dst: Ipv4Addr::LOCALHOST.into(), spi: 256 });
+        assert_eq!(unknown(&op, &KernelError::Lost { doing: "testing" }).kind, OpErrorKind::Unknown);
     }
 
     #[test]

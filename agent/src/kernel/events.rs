@@ -1,8 +1,10 @@
-//! Notifications that something of the kernel's XFRM tables changed.
+//! Notifications that something of the kernel's XFRM tables, addresses or routes changed.
 
 use std::time::Duration;
 
-use netlink_packet_xfrm::constants::{XFRM_MSG_EXPIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_POLICY};
+use netlink_packet_xfrm::constants::{
+    XFRM_MSG_EXPIRE, XFRM_MSG_FLUSHPOLICY, XFRMNLGRP_EXPIRE, XFRMNLGRP_POLICY,
+};
 use netlink_sys::Socket;
 use rustix::net::sockopt;
 
@@ -13,14 +15,19 @@ use super::{
 };
 
 const WAITING: &str = "waiting for XFRM notifications";
-/// A notification is one policy or one SA without its key.
+const WAITING_FOR_ROUTES: &str = "waiting for changes of addresses and routes";
+/// `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE` (`linux/rtnetlink.h`).
+const ROUTE_GROUPS: u32 = 0x10 | 0x40;
+/// A notification is one policy, one SA without its key, one address or one route.
 const BUFFER_LEN: usize = 16 * 1024;
 
 /// A reason to look at the kernel again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Policies were added, changed, deleted or flushed, by us or by others.
+    /// Policies were added, changed or deleted, by us or by others.
     Policy,
+    /// Another program flushed all policies: we delete ours one by one.
+    Flush,
     /// An SA reached a limit.
     Expire,
     /// There were more notifications than the socket holds.
@@ -51,18 +58,93 @@ impl Events {
     /// # Errors
     /// The socket is unusable: open another.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<Event>, KernelError> {
-        // A zero timeout would mean none.
-        let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
-        sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, timeout)
-            .map_err(|errno| KernelError::Io { doing: WAITING, source: errno.into() })?;
+        limit(&self.socket, timeout, WAITING)?;
         match receive(&self.socket, &mut self.buffer, WAITING) {
-            Ok(datagram) => {
-                let expired = messages(datagram).flatten().any(|message| message.kind == XFRM_MSG_EXPIRE);
-                Ok(Some(if expired { Event::Expire } else { Event::Policy }))
-            }
+            Ok(datagram) => Ok(Some(classify(datagram))),
             Err(KernelError::Lost { .. } | KernelError::Malformed { .. }) => Ok(Some(Event::Overrun)),
             Err(KernelError::NoAnswer { .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// A subscription to changes of IPv4 addresses and routes.
+pub struct NetworkEvents {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl NetworkEvents {
+    /// Subscribes, which takes no capability.
+    ///
+    /// # Errors
+    /// The system does not let us.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self { socket: open(Subsystem::Route, ROUTE_GROUPS)?, buffer: vec![0; BUFFER_LEN] })
+    }
+
+    /// Blocks until something changed, or for `timeout` (without one: for ever). Returns whether it did.
+    ///
+    /// # Errors
+    /// The socket is unusable: open another.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool, KernelError> {
+        limit(&self.socket, timeout, WAITING_FOR_ROUTES)?;
+        match receive(&self.socket, &mut self.buffer, WAITING_FOR_ROUTES) {
+            Ok(_) | Err(KernelError::Lost { .. } | KernelError::Malformed { .. }) => Ok(true),
+            Err(KernelError::NoAnswer { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// How long a receive may take.
+fn limit(socket: &Socket, timeout: Option<Duration>, doing: &'static str) -> Result<(), KernelError> {
+    // A zero timeout would mean none.
+    let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
+    sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, timeout)
+        .map_err(|errno| KernelError::Io { doing, source: errno.into() })
+}
+
+/// What a datagram tells: the most urgent of its messages.
+fn classify(datagram: &[u8]) -> Event {
+    let has = |kind| messages(datagram).flatten().any(|message| message.kind == kind);
+    if has(XFRM_MSG_FLUSHPOLICY) {
+        Event::Flush
+    } else if has(XFRM_MSG_EXPIRE) {
+        Event::Expire
+    } else {
+        Event::Policy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_xfrm::constants::{XFRM_MSG_DELPOLICY, XFRM_MSG_NEWPOLICY};
+
+    use super::*;
+    use crate::kernel::socket::{begin, finish};
+
+    fn datagram(kinds: &[u16]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for kind in kinds {
+            let start = bytes.len();
+            begin(&mut bytes, *kind, 0, 0);
+            bytes.extend_from_slice(&[0; 4]);
+            finish(&mut bytes, start);
+        }
+        bytes
+    }
+
+    #[test]
+    fn flush_is_told_from_other_changes() {
+        for (kinds, expected) in [
+            (&[XFRM_MSG_NEWPOLICY][..], Event::Policy),
+            (&[XFRM_MSG_DELPOLICY, XFRM_MSG_DELPOLICY], Event::Policy),
+            (&[XFRM_MSG_EXPIRE], Event::Expire),
+            (&[XFRM_MSG_NEWPOLICY, XFRM_MSG_FLUSHPOLICY], Event::Flush),
+            (&[], Event::Policy),
+        ] {
+            assert_eq!(classify(&datagram(kinds)), expected, "{kinds:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! interrupted dumps and takes damaged frames for errors.
 
 use std::{
+    collections::BTreeSet,
     io::Cursor,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -22,9 +23,12 @@ use neli::{
     types::{Buffer, RtBuffer},
 };
 
+use secureoverlay_agent_core::coverage::MAIN_TABLE;
+
 use super::{
     error::{KernelError, Malformed, Refusal},
     frame,
+    rules::{self, parse_rule},
     socket::{RequestSocket, Subsystem},
     switches::Switches,
 };
@@ -36,8 +40,10 @@ const IPIP: &str = "ipip";
 const RTAX_MTU: u16 = 2;
 /// Among the attributes of an IPIP device nested in `IFLA_INFO_DATA` (`linux/if_tunnel.h`).
 const IFLA_IPTUN_REMOTE: u16 = 3;
-/// A next hop of another family (`linux/rtnetlink.h`), which neli does not name.
-const RTA_VIA: u16 = 18;
+/// `RT_TABLE_LOCAL`: addresses of this node.
+const LOCAL_TABLE: u32 = 255;
+/// `RTM_GETRULE`, which neli does not name.
+const RTM_GETRULE: u16 = 34;
 /// Length of `struct rtnexthop`.
 const HOP_LEN: usize = 8;
 
@@ -85,12 +91,12 @@ pub struct RouteTo {
     pub unicast: bool,
 }
 
-/// One way that a route of the main table leads.
+/// One way that a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Way {
     /// The destinations.
     pub to: Net,
-    /// Number of the interface.
+    /// Number of the interface; 0 where packets are dropped (a block of addresses that this node gives to its pods).
     pub oif: u32,
     /// The next hop, if the destinations are not themselves on the link.
     pub gateway: Option<IpAddr>,
@@ -154,11 +160,30 @@ impl LinkSocket {
     /// # Errors
     /// The kernel refuses, or its answer can't be read.
     pub fn ways(&mut self) -> Result<Vec<Way>, KernelError> {
-        let ways =
+        let routes = self.routes()?;
+        Ok(routes.into_iter().filter(|(table, _)| *table == MAIN_TABLE).map(|(_, way)| way).collect())
+    }
+
+    /// The IPv4 routes of all tables but that of local addresses, with their tables.
+    ///
+    /// # Errors
+    /// The kernel refuses, or its answer can't be read.
+    pub fn routes(&mut self) -> Result<Vec<(u32, Way)>, KernelError> {
+        let routes =
             self.requests.dump(Rtm::Getroute.into(), &ways_request(), "reading the routes", |payload| {
                 parse_ways(payload).map(Some)
             })?;
-        Ok(ways.into_iter().flatten().collect())
+        Ok(routes.into_iter().flatten().collect())
+    }
+
+    /// The tables that IPv4 rules lead to.
+    ///
+    /// # Errors
+    /// The kernel refuses, or its answer can't be read.
+    pub fn tables(&mut self) -> Result<BTreeSet<u32>, KernelError> {
+        let tables =
+            self.requests.dump(RTM_GETRULE, &rules::request(), "reading the routing rules", parse_rule)?;
+        Ok(tables.into_iter().collect())
     }
 }
 
@@ -278,29 +303,41 @@ fn route_mtu(attributes: &RtAttrHandle<'_, Rta>) -> Result<Option<u32>, DeError>
     }
 }
 
-/// The payload of an `RTM_NEWROUTE` from a dump: the ways that it leads, none if it is no ordinary route of the main
-/// table. Those with a next hop that is not IPv4 are left out.
+/// The payload of an `RTM_NEWROUTE` from a dump: its table and the ways that it leads, none if it is no ordinary route,
+/// or one to this node's own addresses. A next hop that is not IPv4 (`RTA_VIA`)
+/// is shown as none.
 ///
 /// # Errors
 /// It is not one.
-pub fn parse_ways(payload: &[u8]) -> Result<Vec<Way>, Malformed> {
+pub fn parse_ways(payload: &[u8]) -> Result<Vec<(u32, Way)>, Malformed> {
     let message: Rtmsg = decode(payload)?;
-    if *message.rtm_table() != RtTable::Main || *message.rtm_type() != Rtn::Unicast {
+    let attributes = message.rtattrs().get_attr_handle();
+    let table = word(&attributes, Rta::Table)?.unwrap_or(u8::from(*message.rtm_table()).into());
+    let blackhole = *message.rtm_type() == Rtn::Blackhole;
+    if table == LOCAL_TABLE || !(blackhole || *message.rtm_type() == Rtn::Unicast) {
         return Ok(Vec::new());
     }
-    let attributes = message.rtattrs().get_attr_handle();
+    let ways = ways_of(&message, &attributes, blackhole)?;
+    Ok(ways.into_iter().map(|way| (table, way)).collect())
+}
+
+fn ways_of(
+    message: &Rtmsg,
+    attributes: &RtAttrHandle<'_, Rta>,
+    blackhole: bool,
+) -> Result<Vec<Way>, Malformed> {
     // The default route has no address.
-    let addr = address(&attributes, Rta::Dst).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let addr = address(attributes, Rta::Dst).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let to = Net { addr, prefix: *message.rtm_dst_len() };
-    let mtu = route_mtu(&attributes)?;
+    if blackhole {
+        return Ok(vec![Way { to, oif: 0, gateway: None, mtu: None }]);
+    }
+    let mtu = route_mtu(attributes)?;
     if let Some(hops) = attributes.get_attribute(Rta::Multipath) {
         return parse_hops(to, mtu, hops.payload().as_ref());
     }
-    if attributes.get_attribute(Rta::from(RTA_VIA)).is_some() {
-        return Ok(Vec::new());
-    }
-    let oif = word(&attributes, Rta::Oif)?.unwrap_or(0);
-    Ok(vec![Way { to, oif, gateway: address(&attributes, Rta::Gateway), mtu }])
+    let oif = word(attributes, Rta::Oif)?.unwrap_or(0);
+    Ok(vec![Way { to, oif, gateway: address(attributes, Rta::Gateway), mtu }])
 }
 
 /// The next hops of a multipath route, each a `struct rtnexthop` and attributes.
@@ -313,18 +350,15 @@ fn parse_hops(to: Net, mtu: Option<u32>, mut bytes: &[u8]) -> Result<Vec<Way>, M
         let length = usize::from(u16::from_ne_bytes([low, high]));
         let hop =
             bytes.get(HOP_LEN..length).ok_or_else(|| Malformed(format!("a next hop of {length} bytes")))?;
-        let (mut gateway, mut other_family) = (None, false);
+        let mut gateway = None;
         for attribute in frame::attributes(hop) {
             let attribute = attribute?;
             if attribute.kind() == u16::from(Rta::Gateway) {
                 gateway =
                     <[u8; 4]>::try_from(attribute.value()).ok().map(|octets| Ipv4Addr::from(octets).into());
             }
-            other_family |= attribute.kind() == RTA_VIA;
         }
-        if !other_family {
-            ways.push(Way { to, oif: u32::from_ne_bytes(oif), gateway, mtu });
-        }
+        ways.push(Way { to, oif: u32::from_ne_bytes(oif), gateway, mtu });
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(ways)

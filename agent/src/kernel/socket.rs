@@ -50,7 +50,7 @@ impl Subsystem {
     }
 }
 
-/// Opens a socket, connected so that nobody but the kernel can send to it, or subscribed to `groups` (a bit each).
+/// Opens a socket, connected so that only the kernel can send to it, or subscribed to `groups` (a bit each).
 pub(super) fn open(subsystem: Subsystem, groups: u32) -> Result<Socket, KernelError> {
     let open = || -> io::Result<Socket> {
         let mut socket = Socket::new(subsystem.protocol())?;
@@ -110,7 +110,7 @@ impl RequestSocket {
 
     /// Reserves `count` consecutive sequence numbers and returns the first.
     pub fn reserve(&mut self, count: u32) -> u32 {
-        // 0 is the kernel's, for messages that nobody asked for.
+        // 0 is the kernel's, for messages without a request.
         let first =
             self.sequence.checked_add(1).filter(|first| first.checked_add(count).is_some()).unwrap_or(1);
         self.sequence = first + (count - 1);

@@ -7,15 +7,15 @@ use netlink_packet_xfrm::constants::{
 use rustix::io::Errno;
 
 use super::{
-    Kernel,
-    counts::{Counts, FLAGS_LEN, parse_policy_count, parse_state_count},
+    Counts, Kernel, OpError,
+    counts::{FLAGS_LEN, parse_policy_count, parse_state_count},
     decode::{parse_policy, parse_sa},
     encode::{BATCH, Batch, emitted, policy_id, state_id},
-    error::{KernelError, OpError, Refusal},
+    error::{self, KernelError, Refusal},
     frame::{Message, parse_error},
     socket::{RequestSocket, Subsystem},
 };
-use crate::xfrm::{Actual, Op, Owner, Policy, Sa};
+use crate::xfrm::{Actual, Op, Owner, Policy, Sa, SaId};
 
 const CHANGING: &str = "changing SAs and policies";
 
@@ -31,6 +31,20 @@ impl XfrmSocket {
     /// The kernel has no XFRM netlink, or does not let us use it.
     pub fn open() -> Result<Self, KernelError> {
         Ok(Self { requests: RequestSocket::open(Subsystem::Xfrm)? })
+    }
+
+    /// How many packets an SA has carried; `None` where it is not there.
+    ///
+    /// # Errors
+    /// The kernel can't be asked, or its answer can't be read.
+    pub fn packets(&mut self, id: SaId) -> Result<Option<u64>, KernelError> {
+        let found = self.requests.get(
+            XFRM_MSG_GETSA,
+            &emitted(&state_id(id)),
+            "reading an SA's counters",
+            parse_sa,
+        )?;
+        Ok(found.ok().flatten().filter(|found| !found.larval).map(|found| found.sa.packets))
     }
 
     /// Sends up to [`BATCH`] operations at once and sorts the answers.
@@ -49,9 +63,9 @@ impl XfrmSocket {
             .zip(refusals)
             .map(|(op, refusal)| match (refusal, &ended) {
                 (Some(refusal), _) if already_gone(op, refusal.errno) => Ok(()),
-                (Some(refusal), _) => Err(OpError::refused(op, &refusal)),
+                (Some(refusal), _) => Err(error::refused(op, &refusal)),
                 // Without the answer to the last one, silence about another means nothing.
-                (None, Err(error)) => Err(OpError::unknown(op, error)),
+                (None, Err(error)) => Err(error::unknown(op, error)),
                 (None, Ok(())) => Ok(()),
             })
             .collect()
@@ -63,16 +77,15 @@ impl XfrmSocket {
         let found = self
             .requests
             .get(XFRM_MSG_GETSA, &emitted(&state_id(sa.id)), "looking at the SA in the way", parse_sa)
-            .map_err(|error| OpError::unknown(op, &error))?;
+            .map_err(|error| error::unknown(op, &error))?;
         let Ok(Some(found)) = found else {
             // It went away again meanwhile: the caller's next dump shows what to do.
             return Err(refusal);
         };
         match found.sa.owner {
-            Owner::Foreign => Err(OpError::foreign(
-                op,
-                &format!("an SA with this SPI and destination from {}", found.sa.src),
-            )),
+            Owner::Foreign => {
+                Err(error::foreign(op, &format!("an SA with this SPI and destination from {}", found.sa.src)))
+            }
             Owner::Ours if found.larval => {
                 let first = self.requests.reserve(1);
                 batch.fill_replacement(sa, first);
@@ -82,8 +95,8 @@ impl XfrmSocket {
                         refused = answer(&message)?;
                         Ok(true)
                     })
-                    .map_err(|error| OpError::unknown(op, &error))?;
-                refused.map_or(Ok(()), |refusal| Err(OpError::refused(op, &refusal)))
+                    .map_err(|error| error::unknown(op, &error))?;
+                refused.map_or(Ok(()), |refusal| Err(error::refused(op, &refusal)))
             }
             Owner::Ours => Err(refusal),
         }
@@ -99,32 +112,34 @@ impl XfrmSocket {
             parse_policy,
         ) {
             Ok(Ok(Some(found))) if found.owner == Owner::Foreign => {
-                OpError::foreign(op, &format!("a policy with this selector and priority {}", found.priority))
+                error::foreign(op, &format!("a policy with this selector and priority {}", found.priority))
             }
             Ok(_) => refusal,
-            Err(error) => OpError::unknown(op, &error),
+            Err(error) => error::unknown(op, &error),
         }
     }
 }
 
 impl Kernel for XfrmSocket {
+    type Error = KernelError;
+
     fn dump(&mut self) -> Result<Actual, KernelError> {
-        let states = self.requests.dump(XFRM_MSG_GETSA, &[], "reading the kernel's SAs", |payload| {
+        let sas = self.requests.dump(XFRM_MSG_GETSA, &[], "reading the kernel's SAs", |payload| {
             Ok(parse_sa(payload)?.filter(|state| !state.larval).map(|state| state.sa))
         })?;
         let policies =
             self.requests.dump(XFRM_MSG_GETPOLICY, &[], "reading the kernel's policies", parse_policy)?;
-        Ok(Actual { states, policies })
+        Ok(Actual { sas, policies })
     }
 
     fn counts(&mut self) -> Result<Option<Counts>, KernelError> {
         let doing = "counting SAs and policies";
         let refused = |refusal| KernelError::Refused { doing, refusal };
         let flags = [0xff; FLAGS_LEN];
-        let states = self.requests.get(XFRM_MSG_GETSADINFO, &flags, doing, parse_state_count)?;
+        let sas = self.requests.get(XFRM_MSG_GETSADINFO, &flags, doing, parse_state_count)?;
         let policies = self.requests.get(XFRM_MSG_GETSPDINFO, &flags, doing, parse_policy_count)?;
-        let (states, policies) = (states.map_err(refused)?, policies.map_err(refused)?);
-        Ok(Some(Counts { states, policies }))
+        let (sas, policies) = (sas.map_err(refused)?, policies.map_err(refused)?);
+        Ok(Some(Counts { sas, policies }))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
@@ -135,7 +150,7 @@ impl Kernel for XfrmSocket {
         }
         for (op, outcome) in ops.iter().zip(&mut outcomes) {
             match (op, &outcome) {
-                (Op::AddState(sa), Err(error)) if error.kind == super::OpErrorKind::Exists => {
+                (Op::AddSa(sa), Err(error)) if error.kind == super::OpErrorKind::Exists => {
                     *outcome = self.add_over(&mut batch, op, sa, error.clone());
                 }
                 (Op::AddPolicy(policy), Err(error)) if error.kind == super::OpErrorKind::Exists => {
@@ -160,8 +175,8 @@ fn answer(message: &Message<'_>) -> Result<Option<Refusal>, KernelError> {
 /// Whether what `op` deletes was not there: that is what was wanted.
 const fn already_gone(op: &Op, errno: Errno) -> bool {
     match op {
-        Op::DeleteState(_) => matches!(errno, Errno::SRCH),
+        Op::DeleteSa(_) => matches!(errno, Errno::SRCH),
         Op::DeletePolicy(_) => matches!(errno, Errno::NOENT),
-        Op::AddState(_) | Op::AddPolicy(_) | Op::UpdatePolicy(_) => false,
+        Op::AddSa(_) | Op::AddPolicy(_) | Op::UpdatePolicy(_) => false,
     }
 }

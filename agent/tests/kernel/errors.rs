@@ -32,7 +32,7 @@ fn a_failure_in_a_batch_is_attributed_and_the_rest_is_done() {
             .collect();
         let places: Vec<_> = failed.iter().map(|(at, error)| (*at, error.kind)).collect();
         assert_eq!(places, twice.map(|at| (at, OpErrorKind::Exists)));
-        assert_eq!(kernel.dump().unwrap().states.len(), 296);
+        assert_eq!(kernel.dump().unwrap().sas.len(), 296);
         assert!(failed[0].1.to_string().starts_with("adding SA 198.18.0.0 SPI 0x00001000 from 198.18.0.0"));
     });
 }
@@ -43,7 +43,7 @@ fn the_kernels_own_words_are_passed_on() {
         let mut kernel = XfrmSocket::open().unwrap();
         let impossible =
             PolicyId::tunnel(Direction::Out, Net { addr: address(1), prefix: 33 }, Net::host(address(2)));
-        let policy = Policy { id: impossible, action: secureoverlay_agent::xfrm::Action::Block };
+        let policy = Policy { id: impossible, action: secureoverlay_agent::xfrm::PolicyAction::Block };
         let error = kernel.apply(&[Op::AddPolicy(policy)]).remove(0).unwrap_err();
         assert_eq!(error.kind, OpErrorKind::Refused);
         assert!(error.detail.contains("Invalid argument (os error 22), \""), "{error}");
@@ -65,8 +65,8 @@ fn foreign_objects_in_the_way_stay_byte_for_byte() {
     namespace.enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();
         let actual = kernel.dump().unwrap();
-        assert_eq!((actual.states.len(), actual.policies.len()), (1, 2));
-        assert_eq!((actual.states[0].owner, &actual.states[0].cipher), (Owner::Foreign, &None));
+        assert_eq!((actual.sas.len(), actual.policies.len()), (1, 2));
+        assert_eq!((actual.sas[0].owner, &actual.sas[0].cipher), (Owner::Foreign, &None));
         assert!(actual.policies.iter().all(|policy| policy.owner == Owner::Foreign));
 
         let mut ops = vec![add(address(1), address(2), 0x1000), add(address(1), address(2), 0x1001)];
@@ -82,14 +82,14 @@ fn foreign_objects_in_the_way_stay_byte_for_byte() {
         assert_eq!(outcomes[1], Ok(()));
 
         all_done(kernel.apply(&[
-            Op::DeleteState(SaId { dst: address(2), spi: 0x1001 }),
+            Op::DeleteSa(SaId { dst: address(2), spi: 0x1001 }),
             Op::DeletePolicy(outbound(address(1), address(3), 0x1000).id),
         ]));
     });
     assert_eq!(namespace.xfrm(), before);
 }
 
-/// With somebody listening for ACQUIREs (strongSwan, say), a packet for an SA that is missing leaves a placeholder
+/// With a program that listens for ACQUIREs (strongSwan, say), a packet for an SA that is missing leaves a placeholder
 /// with the SPI that the policy pins.
 fn larval(nodes: &Nodes, reqid: &str) -> Socket {
     nodes.a.enter(|| {
@@ -111,10 +111,10 @@ fn a_larval_sa_of_our_policy_is_replaced() {
     let _listener = larval(&nodes, &secureoverlay_agent::xfrm::REQID.to_string());
     nodes.a.enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();
-        assert_eq!(kernel.dump().unwrap().states, [], "it is no SA");
-        let wanted = sa(secureoverlay_common::suite::Suite::Aes256Gcm16, Nodes::A, Nodes::B, 0x1000);
-        all_done(kernel.apply(&[Op::AddState(wanted.clone())]));
-        let found = kernel.dump().unwrap().states;
+        assert_eq!(kernel.dump().unwrap().sas, [], "it is no SA");
+        let wanted = sa(secureoverlay_keyring::suite::Suite::Aes256Gcm16, Nodes::A, Nodes::B, 0x1000);
+        all_done(kernel.apply(&[Op::AddSa(wanted.clone())]));
+        let found = kernel.dump().unwrap().sas;
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].cipher, Some((wanted.suite, wanted.key)));
         assert!(found[0].well_formed);
@@ -154,7 +154,7 @@ fn no_text_shows_a_key() {
     Namespace::new().enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();
         let op = add(address(1), address(2), 0x1000);
-        let Op::AddState(sa) = &op else { unreachable!("it is an AddState") };
+        let Op::AddSa(sa) = &op else { unreachable!("it is an AddSa") };
         all_done(kernel.apply(std::slice::from_ref(&op)));
         let error = kernel.apply(std::slice::from_ref(&op)).remove(0).unwrap_err();
         let text = format!("{op:?} {:?} {error} {error:?}", kernel.dump().unwrap()).to_lowercase();

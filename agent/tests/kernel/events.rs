@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use secureoverlay_agent::{
-    kernel::{Event, Events, Kernel, XfrmSocket},
+    kernel::{Event, Events, Kernel, NetworkEvents, XfrmSocket},
     xfrm::Op,
 };
 
@@ -25,7 +25,7 @@ fn policy_changes_and_expiries_are_told() {
         all_done(XfrmSocket::open().unwrap().apply(&[Op::AddPolicy(policy)]));
         assert_eq!(events.wait(Some(PATIENCE)).unwrap(), Some(Event::Policy));
         namespace.ip("xfrm policy flush");
-        assert_eq!(events.wait(Some(PATIENCE)).unwrap(), Some(Event::Policy));
+        assert_eq!(events.wait(Some(PATIENCE)).unwrap(), Some(Event::Flush));
 
         let key = format!("0x{}", "5a".repeat(20));
         namespace.ip(&format!(
@@ -58,5 +58,24 @@ fn too_many_notifications_are_one_reason_to_look() {
         // And it goes on afterwards.
         all_done(kernel.apply(&add[..1]));
         assert_eq!(events.wait(Some(PATIENCE)).unwrap(), Some(Event::Policy));
+    });
+}
+
+#[test]
+fn changes_of_addresses_and_routes_are_told() {
+    let namespace = Namespace::new();
+    namespace.enter(|| {
+        let mut events = NetworkEvents::open().unwrap();
+        let quiet = Duration::from_millis(200);
+        while events.wait(Some(quiet)).unwrap() {}
+        for command in [
+            "address add 198.18.7.1/32 dev lo",
+            "route add 198.18.8.0/24 dev lo",
+            "route delete 198.18.8.0/24",
+        ] {
+            namespace.ip(command);
+            assert!(events.wait(Some(PATIENCE)).unwrap(), "{command}");
+            while events.wait(Some(quiet)).unwrap() {}
+        }
     });
 }

@@ -7,9 +7,11 @@
 
 mod errors;
 mod events;
+mod flush;
 mod links;
 mod namespace;
 mod objects;
 mod preflight;
+mod state_directory;
 mod tables;
 mod traffic;

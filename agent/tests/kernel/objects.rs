@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use secureoverlay_agent::xfrm::{Action, Direction, Net, Op, Policy, PolicyId, Sa, SaId};
-use secureoverlay_common::{secret::SecretBytes, suite::Suite};
+use secureoverlay_agent::xfrm::{Direction, Net, Op, Policy, PolicyAction, PolicyId, Sa, SaId};
+use secureoverlay_keyring::{secret::SecretBytes, suite::Suite};
 
 /// An SA whose key depends on the SPI.
 pub fn sa(suite: Suite, src: IpAddr, dst: IpAddr, spi: u32) -> Sa {
@@ -15,16 +15,16 @@ pub fn sa(suite: Suite, src: IpAddr, dst: IpAddr, spi: u32) -> Sa {
 
 /// [`sa`] with the default suite, as an operation.
 pub fn add(src: IpAddr, dst: IpAddr, spi: u32) -> Op {
-    Op::AddState(sa(Suite::default(), src, dst, spi))
+    Op::AddSa(sa(Suite::default(), src, dst, spi))
 }
 
-pub fn policy(direction: Direction, src: IpAddr, dst: IpAddr, action: Action) -> Policy {
+pub fn policy(direction: Direction, src: IpAddr, dst: IpAddr, action: PolicyAction) -> Policy {
     Policy { id: PolicyId::tunnel(direction, Net::host(src), Net::host(dst)), action }
 }
 
 /// An outbound policy that pins `spi`.
 pub fn outbound(src: IpAddr, dst: IpAddr, spi: u32) -> Policy {
-    policy(Direction::Out, src, dst, Action::Esp(Some(spi)))
+    policy(Direction::Out, src, dst, PolicyAction::Esp(Some(spi)))
 }
 
 /// The `n`th of 65,536 addresses.

@@ -5,11 +5,11 @@ use std::{fs, io};
 use secureoverlay_agent::{
     check::{Trial, try_suite},
     kernel::{Kernel, XfrmSocket},
-    surroundings::{Neighbours, Surroundings, overruling},
+    surroundings::{Neighbours, Pods, Surroundings, overruling},
     worker::look_around,
-    xfrm::{Action, Direction, Op, PolicyId},
+    xfrm::{Direction, Op, PolicyAction, PolicyId},
 };
-use secureoverlay_common::suite::Suite;
+use secureoverlay_keyring::suite::Suite;
 
 use crate::{
     namespace::Nodes,
@@ -20,7 +20,7 @@ use crate::{
 fn seen() -> Surroundings {
     let facts = look_around([Nodes::B].into_iter()).unwrap();
     assert_eq!((facts.unread.as_deref(), facts.routes.len()), (None, 1));
-    Surroundings::new(&facts, Some(Nodes::A), &Neighbours::from([(Nodes::B, "b")]))
+    Surroundings::new(&facts, Some(Nodes::A), &Neighbours::from([(Nodes::B, "b")]), &Pods::Guessed)
 }
 
 fn set(interface: &str, name: &str, value: u8) {
@@ -32,7 +32,7 @@ fn sysctls_are_seen_where_they_matter() {
     let nodes = Nodes::new();
     nodes.a.enter(|| {
         let well = seen();
-        assert!(well.obstacles().is_empty(), "{well:?}");
+        assert!(well.blockers().is_empty(), "{well:?}");
         for (interface, name, matters) in [
             ("eth0", "disable_xfrm", true),
             ("eth0", "disable_policy", true),
@@ -63,8 +63,8 @@ fn routes_around_the_tunnel_are_seen_and_other_sources() {
     nodes.a.ip("route add default via 192.0.2.2 dev eth0");
     nodes.a.enter(|| {
         let found = seen();
-        assert_eq!((found.tunnelled, found.astray, found.around.len()), (1, 2, 1), "{found:?}");
-        let text = found.around.first().unwrap();
+        assert_eq!((found.coverage.covered, found.coverage.uncovered.len()), (1, 1), "{found:?}");
+        let text = found.coverage.uncovered.first().unwrap().to_string();
         for part in ["10.78.2.0/24 on b (192.0.2.2)", "10.79.2.0/24", "by eth0"] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -100,7 +100,7 @@ fn policies_of_others_are_seen_where_they_come_first() {
         all_done(kernel.apply(&[add(Nodes::A, Nodes::B, 0x1000)]));
         let ours = [
             outbound(Nodes::A, Nodes::B, 0x1000),
-            policy(Direction::In, Nodes::B, Nodes::A, Action::Esp(None)),
+            policy(Direction::In, Nodes::B, Nodes::A, PolicyAction::Esp(None)),
         ];
         all_done(kernel.apply(&ours.map(Op::AddPolicy)));
         let pairs: Vec<PolicyId> = ours.map(|policy| policy.id).into();

@@ -7,9 +7,9 @@ use std::{
 
 use secureoverlay_agent::{
     kernel::{Kernel, XfrmSocket},
-    xfrm::{Action, Direction, Net, Op, Owner, Policy, PolicyId},
+    xfrm::{Direction, Net, Op, Owner, Policy, PolicyAction, PolicyId},
 };
-use secureoverlay_common::suite::Suite;
+use secureoverlay_keyring::suite::Suite;
 
 use crate::{
     namespace::Namespace,
@@ -27,8 +27,8 @@ fn sas_of_every_suite_and_family_read_as_written() {
             wanted.push(sa(suite, v6(1), v6(2), spi));
         }
         let mut kernel = XfrmSocket::open().unwrap();
-        all_done(kernel.apply(&wanted.iter().cloned().map(Op::AddState).collect::<Vec<_>>()));
-        let mut found = kernel.dump().unwrap().states;
+        all_done(kernel.apply(&wanted.iter().cloned().map(Op::AddSa).collect::<Vec<_>>()));
+        let mut found = kernel.dump().unwrap().sas;
         found.sort_by_key(|state| (state.id.spi, state.id.dst));
         wanted.sort_by_key(|sa| (sa.id.spi, sa.id.dst));
         assert_eq!(found.len(), wanted.len());
@@ -51,21 +51,23 @@ fn sas_of_every_suite_and_family_read_as_written() {
 fn policies_of_every_form_read_as_written() {
     Namespace::new().enter(|| {
         let any = Net { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 };
-        let block =
-            |direction, src| Policy { id: PolicyId::tunnel(direction, src, any), action: Action::Block };
+        let block = |direction, src| Policy {
+            id: PolicyId::tunnel(direction, src, any),
+            action: PolicyAction::Block,
+        };
         let mut wanted = vec![
             outbound(address(1), address(2), 0x1000),
-            policy(Direction::In, address(2), address(1), Action::Esp(None)),
-            policy(Direction::Out, address(1), address(3), Action::Allow),
-            policy(Direction::In, address(3), address(1), Action::Allow),
+            policy(Direction::In, address(2), address(1), PolicyAction::Esp(None)),
+            policy(Direction::Out, address(1), address(3), PolicyAction::Allow),
+            policy(Direction::In, address(3), address(1), PolicyAction::Allow),
             block(Direction::In, any),
             Policy {
                 id: PolicyId::probe(Direction::Out, address(1), address(2), 9468),
-                action: Action::Esp(Some(0x1000)),
+                action: PolicyAction::Esp(Some(0x1000)),
             },
             Policy {
                 id: PolicyId::probe(Direction::In, address(2), address(1), 9468),
-                action: Action::Esp(None),
+                action: PolicyAction::Esp(None),
             },
             block(Direction::Out, Net::host(address(1))),
         ];
@@ -99,12 +101,12 @@ fn thousands_of_operations_at_once() {
         all_done(kernel.apply(&states));
         all_done(kernel.apply(&policies));
         let actual = kernel.dump().unwrap();
-        assert_eq!((actual.states.len(), actual.policies.len()), (3000, 3000));
-        assert!(actual.states.iter().all(|state| state.owner == Owner::Ours && state.well_formed));
-        assert!(actual.policies.iter().all(|policy| policy.action == Some(Action::Esp(Some(0x1000)))));
+        assert_eq!((actual.sas.len(), actual.policies.len()), (3000, 3000));
+        assert!(actual.sas.iter().all(|state| state.owner == Owner::Ours && state.well_formed));
+        assert!(actual.policies.iter().all(|policy| policy.action == Some(PolicyAction::Esp(Some(0x1000)))));
 
         let policies: Vec<_> = actual.policies.iter().map(|policy| Op::DeletePolicy(policy.id)).collect();
-        let states: Vec<_> = actual.states.iter().map(|state| Op::DeleteState(state.id)).collect();
+        let states: Vec<_> = actual.sas.iter().map(|state| Op::DeleteSa(state.id)).collect();
         all_done(kernel.apply(&policies));
         all_done(kernel.apply(&states));
         assert_eq!(kernel.dump().unwrap(), secureoverlay_agent::xfrm::Actual::default());
@@ -127,17 +129,17 @@ fn dumps_succeed_while_others_change_the_tables() {
                 while busy.load(Ordering::Relaxed) {
                     let ops: Vec<_> = (0..200).map(|n| add(address(0), address(n), 0x2000)).collect();
                     all_done(kernel.apply(&ops));
-                    let ids = kernel.dump().unwrap().states.into_iter().map(|state| state.id);
-                    let ops: Vec<_> = ids.filter(|id| id.spi == 0x2000).map(Op::DeleteState).collect();
+                    let ids = kernel.dump().unwrap().sas.into_iter().map(|state| state.id);
+                    let ops: Vec<_> = ids.filter(|id| id.spi == 0x2000).map(Op::DeleteSa).collect();
                     all_done(kernel.apply(&ops));
                 }
             });
             for _ in 0..50 {
-                let states = kernel.dump().unwrap().states;
+                let states = kernel.dump().unwrap().sas;
                 let mut stable: Vec<_> = states.iter().filter(|state| state.id.spi == before).collect();
                 stable.sort_by_key(|state| state.id);
                 stable.dedup_by_key(|state| state.id);
-                assert_eq!(stable.len(), 500, "what nobody touched is in every dump");
+                assert_eq!(stable.len(), 500, "what was not touched is in every dump");
             }
             busy.store(false, Ordering::Relaxed);
         });
@@ -150,7 +152,7 @@ fn counting_sees_what_is_there() {
         let mut kernel = XfrmSocket::open().unwrap();
         let counts = |kernel: &mut XfrmSocket| {
             let counts = kernel.counts().unwrap().unwrap();
-            (counts.states, counts.policies)
+            (counts.sas, counts.policies)
         };
         assert_eq!(counts(&mut kernel), (0, 0));
         all_done(kernel.apply(&[add(address(1), address(2), 0x1000), add(address(1), address(2), 0x1001)]));

@@ -13,7 +13,7 @@ use std::{
 use rustix::net::sockopt;
 use secureoverlay_agent::{
     kernel::{Kernel, XfrmSocket, parse_xfrm_stat},
-    xfrm::{Action, Direction, Op, Policy, PolicyId},
+    xfrm::{Direction, Op, Policy, PolicyAction, PolicyId},
 };
 
 use crate::{
@@ -40,7 +40,7 @@ fn encrypt(nodes: &Nodes, spi: u32) {
     nodes.b.enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();
         all_done(kernel.apply(&[add(Nodes::A, Nodes::B, spi)]));
-        let required = policy(Direction::In, Nodes::A, Nodes::B, Action::Esp(None));
+        let required = policy(Direction::In, Nodes::A, Nodes::B, PolicyAction::Esp(None));
         all_done(kernel.apply(&[Op::AddPolicy(required)]));
     });
     nodes.a.enter(|| {
@@ -70,7 +70,7 @@ fn packets_pass_encrypted_and_only_so() {
         receiver.recv(&mut buffer).unwrap();
     }
     for node in [&nodes.a, &nodes.b] {
-        let states = node.enter(|| XfrmSocket::open().unwrap().dump().unwrap().states);
+        let states = node.enter(|| XfrmSocket::open().unwrap().dump().unwrap().sas);
         assert_eq!((states.len(), states[0].packets), (1, 100));
         // The kernel counts the inner packet on the way out, of 20 + 8 + 1 bytes here, and more on the way in.
         assert!(states[0].bytes >= 100 * 29, "{states:?}");
@@ -97,7 +97,7 @@ fn a_policy_without_its_sa_and_a_block_let_nothing_out() {
         let mut kernel = XfrmSocket::open().unwrap();
         all_done(kernel.apply(&[Op::AddPolicy(outbound(Nodes::A, Nodes::B, 0x1000))]));
         send_one(Nodes::POD_A, Nodes::POD_B);
-        let block = policy(Direction::Out, Nodes::A, Nodes::B, Action::Block);
+        let block = policy(Direction::Out, Nodes::A, Nodes::B, PolicyAction::Block);
         all_done(kernel.apply(&[Op::UpdatePolicy(block)]));
         send_one(Nodes::POD_A, Nodes::POD_B);
     });
@@ -114,8 +114,8 @@ fn probes_pass_as_esp_and_only_so_and_other_ports_as_before() {
         Op::AddPolicy(Policy { id, action })
     };
     for (node, policy) in [
-        (&nodes.b, probe(Direction::In, Action::Esp(None))),
-        (&nodes.a, probe(Direction::Out, Action::Esp(Some(0x1000)))),
+        (&nodes.b, probe(Direction::In, PolicyAction::Esp(None))),
+        (&nodes.a, probe(Direction::Out, PolicyAction::Esp(Some(0x1000)))),
     ] {
         node.enter(|| {
             let mut kernel = XfrmSocket::open().unwrap();
@@ -137,7 +137,7 @@ fn probes_pass_as_esp_and_only_so_and_other_ports_as_before() {
             }
         });
     };
-    let carried = || nodes.b.enter(|| XfrmSocket::open().unwrap().dump().unwrap().states[0].packets);
+    let carried = || nodes.b.enter(|| XfrmSocket::open().unwrap().dump().unwrap().sas[0].packets);
     let mut buffer = [0; 16];
 
     send();
@@ -219,7 +219,7 @@ fn switching_the_spi_under_traffic_loses_nothing() {
         pause();
         switched.store(true, Ordering::Relaxed);
         // Every generation of SAs was in use.
-        let states = b.dump().unwrap().states;
+        let states = b.dump().unwrap().sas;
         assert_eq!(states.len(), 1 + SWITCHES as usize);
         let idle: Vec<_> =
             states.iter().filter(|state| state.packets == 0).map(|state| state.id.spi).collect();

@@ -63,7 +63,7 @@ impl Shutdown {
 
     /// Resolves when the end was asked for, at once if that is past.
     pub async fn requested(&self) {
-        // An error means that nobody can ask any more, which never counts as having been asked.
+        // An error means that the process can't be asked any more, which never counts as having been asked.
         if self.0.clone().wait_for(|requested| *requested).await.is_err() {
             std::future::pending::<()>().await;
         }

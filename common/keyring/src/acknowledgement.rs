@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    address::NodeAddress,
     keyring::{Enforcement, is_node_name},
     peer::Instance,
     uid::Uid,
@@ -23,6 +24,8 @@ pub const MAX_REASON: usize = 64;
 pub const MAX_DETAIL: usize = 400;
 /// Most names in [`UnprovenPairs::nodes`].
 pub const MAX_NAMES: usize = 20;
+/// Most addresses in [`UnknownGateways::addresses`].
+pub const MAX_ADDRESSES: usize = 20;
 /// Most hashes in [`UnprovenPairs::hashes`].
 pub const MAX_HASHES: usize = 1000;
 
@@ -65,6 +68,32 @@ pub struct Acknowledgement {
     pub unproven_pairs: Vec<UnprovenPairs>,
     /// The tunnel's MTU leaves no room for ESP.
     pub tunnel_mtu_too_large: bool,
+    /// Next hops of tunnel routes that no node announces.
+    pub unknown_gateways: UnknownGateways,
+    /// It knows no other node.
+    pub no_peers: bool,
+}
+
+/// Next hops of tunnel routes that no node announces: traffic to them is not encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct UnknownGateways {
+    /// How many.
+    pub count: u32,
+    /// Some of them.
+    #[schemars(length(max = 20))]
+    pub addresses: BTreeSet<NodeAddress>,
+}
+
+impl FromIterator<NodeAddress> for UnknownGateways {
+    fn from_iter<I: IntoIterator<Item = NodeAddress>>(all: I) -> Self {
+        let mut addresses: BTreeSet<NodeAddress> = all.into_iter().collect();
+        let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        if let Some(first) = addresses.iter().nth(MAX_ADDRESSES).copied() {
+            addresses.split_off(&first);
+        }
+        Self { count, addresses }
+    }
 }
 
 /// A reason why a node cannot guarantee encryption.
@@ -243,6 +272,7 @@ impl Acknowledgement {
         at_most("provenGenerations", self.proven_generations.len(), MAX_GENERATIONS)?;
         at_most("exhaustedGenerations", self.exhausted_generations.len(), MAX_GENERATIONS)?;
         at_most("unprovenPairs", self.unproven_pairs.len(), MAX_GENERATIONS)?;
+        at_most("unknownGateways.addresses", self.unknown_gateways.addresses.len(), MAX_ADDRESSES)?;
         at_most("enforcementBlockers", self.enforcement_blockers.len(), MAX_BLOCKERS)?;
         for EnforcementBlocker { reason, detail } in &self.enforcement_blockers {
             if reason.is_empty() || reason.len() > MAX_REASON || detail.len() > MAX_DETAIL {
@@ -297,6 +327,10 @@ impl<'de> Deserialize<'de> for Acknowledgement {
             unproven_pairs: Vec<UnprovenPairs>,
             #[serde(default)]
             tunnel_mtu_too_large: bool,
+            #[serde(default)]
+            unknown_gateways: UnknownGateways,
+            #[serde(default)]
+            no_peers: bool,
         }
         let read = Unchecked::deserialize(deserializer)?;
         let acknowledgement = Self {
@@ -314,6 +348,8 @@ impl<'de> Deserialize<'de> for Acknowledgement {
             enforcement_blockers: read.enforcement_blockers,
             unproven_pairs: read.unproven_pairs,
             tunnel_mtu_too_large: read.tunnel_mtu_too_large,
+            unknown_gateways: read.unknown_gateways,
+            no_peers: read.no_peers,
         };
         acknowledgement.check().map_err(D::Error::custom)?;
         Ok(acknowledgement)
@@ -366,6 +402,8 @@ mod tests {
             .into(),
             unproven_pairs: vec![unproven(&["node-3", "node-4"])],
             tunnel_mtu_too_large: false,
+            unknown_gateways: ["192.0.2.7".parse().unwrap()].into_iter().collect(),
+            no_peers: false,
         }
     }
 
@@ -410,6 +448,11 @@ mod tests {
             ("/unprovenPairs/0/hashes", json!("?")),
             ("/unprovenPairs", json!([unproven(&["a"]), unproven(&["b"])])),
             ("/unprovenPairs", json!([UnprovenPairs { count: 0, ..unproven(&[]) }])),
+            ("/unknownGateways/addresses", json!(["everywhere"])),
+            (
+                "/unknownGateways/addresses",
+                json!((0..21).map(|n| format!("192.0.2.{n}")).collect::<Vec<_>>()),
+            ),
             ("/enforcementBlockers/0/reason", json!("")),
             ("/enforcementBlockers/0/detail", json!("x".repeat(MAX_DETAIL + 1))),
             (
@@ -423,6 +466,18 @@ mod tests {
             assert!(with(pointer, value.clone()).is_err(), "{pointer}: {value}");
         }
         assert!(with("/sendsNone", json!(false)).is_ok());
+    }
+
+    #[test]
+    fn twenty_of_many_gateways_are_named() {
+        let gateways = |count: u8| -> UnknownGateways {
+            (0..count).map(|n| format!("192.0.2.{}", n + 1).parse().unwrap()).collect()
+        };
+        for count in [0, 19, 20, 21, 100] {
+            let gateways = gateways(count);
+            assert_eq!(gateways.count, u32::from(count));
+            assert_eq!(gateways.addresses.len(), usize::from(count).min(MAX_ADDRESSES));
+        }
     }
 
     #[test]

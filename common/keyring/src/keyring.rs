@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     address::NodeAddress,
+    phase::Phase,
     secret::{SecretBytes, base64_text},
     settings::{InvalidSettings, Settings},
     suite::Suite,
@@ -324,6 +325,18 @@ impl KeyRing {
     #[must_use]
     pub fn generation(&self, uid: &Uid) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.uid == *uid)
+    }
+
+    /// Where it is in the life of its keys.
+    #[must_use]
+    pub fn phase(&self) -> Phase<'_> {
+        Phase::of(Some(self))
+    }
+
+    /// The generation that rings are compared by: the active one, else the retiring, else the staged one.
+    #[must_use]
+    pub fn reference(&self) -> Option<&Generation> {
+        self.active().or_else(|| self.retiring()).or_else(|| self.staged())
     }
 
     /// The highest id of its generations, 0 without any.

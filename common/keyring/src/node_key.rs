@@ -132,7 +132,7 @@ impl JsonSchema for PublicKey {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^[A-Za-z0-9+/]{43}=$"})
+        json_schema!({"type": "string", "maxLength": 44, "pattern": "^[A-Za-z0-9+/]{43}=$"})
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An AEAD as RFC 4106 uses it in ESP: AES-GCM with an explicit 8-byte IV and a 4-byte salt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub enum Suite {
     /// AES-128-GCM with a 64-bit ICV: what MKE's SecureOverlay used.
     #[default]

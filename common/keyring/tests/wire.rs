@@ -44,7 +44,7 @@ fn read_json(path: &str) -> Value {
 
 fn python(command: &str) -> Command {
     let mut python = Command::new("python3");
-    python.arg(project("tests/vectors/next_check.py")).arg(command);
+    python.arg(project("tests/vectors/check.py")).arg(command);
     python
 }
 
@@ -78,7 +78,7 @@ struct Vectors(Value);
 
 impl Vectors {
     fn read() -> Self {
-        Self(read_json("tests/vectors/wire-next.json"))
+        Self(read_json("tests/vectors/wire-v1.json"))
     }
 
     fn list(&self, field: &str) -> &[Value] {
@@ -259,7 +259,7 @@ fn published_collisions_are_collisions() {
 
 #[test]
 fn document_shows_the_ring_of_the_vectors() {
-    let document = std::fs::read_to_string(project("docs/next/wire-scheme.md")).unwrap();
+    let document = std::fs::read_to_string(project("docs/wire-scheme.md")).unwrap();
     let shown = document.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     let vectors = Vectors::read();
     let ring = KeyRing::parse(vectors.0["ring"].to_string().as_bytes()).unwrap();

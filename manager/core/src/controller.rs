@@ -1,25 +1,27 @@
 //! One evaluation after the other: read, observe, decide, and at most one write.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use secureoverlay_common::{
-    ring::{Ring, RingError},
-    rotation::{Action, EnforcementGoal, Evidence, Installation, Readiness, Settings, apply},
-    suite::Suite,
-    uid::Uid,
+use secureoverlay_keyring::{
+    keyring::{KeyRing, KeyRingError},
+    settings::{EnforcementGoal, Settings},
+};
+use secureoverlay_rotation::{
+    Action, ApplyError, Cause, Exclusions, History, Installation, Requests, Wait, apply,
 };
 
 use crate::{
-    evaluation::{Context, Evaluation, Evaluator, answered},
+    evaluation::{Context, Evaluation, Evaluator},
     last_good_ring::LastGoodRing,
     notification::{AppliedDecision, Notification},
+    operator::{Due, Facts, ObjectReference, ObjectWrite, Operator, OperatorObjects, RotationObject},
+    orphans::{Deletion, OrphanTracker},
     rollout_mode::{ModeSelector, RolloutMode, Selected},
-    schedule::Schedule,
-    snapshot::{ClusterState, OperatorRequests, SecretSnapshot},
+    snapshot::{ClusterState, SecretSnapshot},
     taint::TaintRemover,
     wait_report::WaitReporter,
 };
@@ -40,12 +42,10 @@ pub struct Now {
 /// What the operator wants of this process.
 #[derive(Clone, Debug)]
 pub struct ControllerOptions {
-    /// When rotations are due.
-    pub schedule: Schedule,
-    /// Suite of new generations.
-    pub suite: Suite,
-    /// How far encryption is enforced, where no request says otherwise.
-    pub goal: EnforcementGoal,
+    /// The settings that are wanted; `None`: those of the ClusterEncryption, else those of the ring.
+    pub settings: Option<Settings>,
+    /// Whether operators ask by ClusterEncryption and KeyRotations; otherwise by an annotation of the Secret.
+    pub objects: bool,
     /// What a rotation waits for.
     pub mode: RolloutMode,
     /// Time within which every node has read a new ring and programmed it, where time decides.
@@ -61,18 +61,27 @@ pub struct ControllerOptions {
 /// What the shell must do next.
 #[derive(Debug)]
 pub enum Request {
+    /// Take what the watches of ClusterEncryption and KeyRotations have brought: [`Controller::handle_objects`].
+    ReadObjects,
     /// Read the Secret: [`Controller::handle_secret`].
     ReadSecret,
     /// Look at the agents' DaemonSet: [`Controller::handle_daemon_set`].
     ReadDaemonSet,
-    /// Find out whether Nodes and NodeEncryptions may be listed: [`Controller::handle_access`].
+    /// Find out whether Nodes, EncryptionPeers and NodeEncryptions may be listed: [`Controller::handle_access`].
     CheckAccess,
+    /// Make the ClusterEncryption, with the defaults: [`Controller::handle_encryption_created`].
+    CreateEncryption,
+    /// Make a KeyRotation of this name for a rotation that is due: [`Controller::handle_rotation_created`].
+    CreateRotation {
+        /// The name.
+        name: String,
+    },
     /// Take what the watches have brought: [`Controller::handle_cluster`].
     ReadCache,
-    /// List Nodes and NodeEncryptions anew, past every cache: [`Controller::handle_cluster`].
+    /// List Nodes, EncryptionPeers and NodeEncryptions anew, past every cache: [`Controller::handle_cluster`].
     ListCluster,
     /// Write: [`Controller::handle_written`].
-    Write(Write),
+    Write(Box<Write>),
 }
 
 /// One write of the ring into the Secret. Everything else in the Secret stays as it was read.
@@ -81,11 +90,11 @@ pub struct Write {
     /// Only over this version of the Secret.
     pub resource_version: Option<String>,
     /// The new ring.
-    pub ring: Ring,
-    /// The requests to take off.
-    pub answered: OperatorRequests,
-    /// What the write does; `None` where it puts the last good ring back.
-    pub action: Option<Action>,
+    pub ring: KeyRing,
+    /// Whether the annotation that asks for a rotation is to be taken off.
+    pub answers: bool,
+    /// What the write does.
+    pub action: Action,
 }
 
 /// What became of a write.
@@ -106,6 +115,8 @@ pub enum Outcome {
         wake_in: Duration,
         /// What for.
         reason: String,
+        /// The step that nodes have not done yet.
+        wait: Option<Wait>,
     },
     /// The ring was written.
     Written,
@@ -117,22 +128,18 @@ pub enum Outcome {
 #[derive(Debug)]
 enum Step {
     Idle,
+    ReadObjects,
     ReadSecret,
     ReadDaemonSet(Context),
     CheckAccess(Context, Evaluation),
     ReadCache(Context),
     ListCluster(Context),
+    CreateEncryption,
+    CreateRotation(Context, Evaluation),
     /// A decision that is not written yet.
     Act(Context, Evaluation),
-    Restore(Context, LastGoodRing, Now),
-    Written(Written),
-}
-
-/// A write under way, and what to tell once it is done.
-#[derive(Debug)]
-enum Written {
-    Applied(Box<AppliedDecision>),
-    Restored { revision: u64 },
+    /// A write under way, and what to tell once it is done.
+    Written(Context, Evaluation, Box<AppliedDecision>),
 }
 
 /// The manager's decisions. See the [crate's documentation](crate) for the loop that drives it.
@@ -140,11 +147,19 @@ enum Written {
 pub struct Controller {
     poll_interval: Duration,
     delay: Duration,
+    limit: Duration,
     mode: ModeSelector,
     evaluator: Evaluator,
     last_good: Option<LastGoodRing>,
     waits: WaitReporter,
     taints: Option<TaintRemover>,
+    orphans: OrphanTracker,
+    /// Where operators ask by objects.
+    operator: Option<Operator>,
+    /// The KeyRotation that was told of as the one under way.
+    told: Option<ObjectReference>,
+    /// What was told of exclusions that can't be carried out.
+    refused: Option<Exclusions>,
     step: Step,
     /// The request of this step was handed out.
     asked: bool,
@@ -152,6 +167,8 @@ pub struct Controller {
     outcome: Option<Outcome>,
     notifications: VecDeque<Notification>,
     taint_removals: VecDeque<String>,
+    deletions: VecDeque<Deletion>,
+    object_writes: VecDeque<ObjectWrite>,
 }
 
 impl Controller {
@@ -162,16 +179,23 @@ impl Controller {
             evaluator: Evaluator::new(options),
             poll_interval: options.poll_interval,
             delay: options.delay,
+            limit: options.limit,
             mode: ModeSelector::new(options.mode),
             last_good: None,
             waits: WaitReporter::new(options.limit),
             taints: options.startup_taint.then(TaintRemover::default),
+            orphans: OrphanTracker::default(),
+            operator: options.objects.then(Operator::default),
+            told: None,
+            refused: None,
             step: Step::Idle,
             asked: false,
             deadline: None,
             outcome: None,
             notifications: VecDeque::new(),
             taint_removals: VecDeque::new(),
+            deletions: VecDeque::new(),
+            object_writes: VecDeque::new(),
         }
     }
 
@@ -183,7 +207,7 @@ impl Controller {
 
     /// Begins an evaluation. One under way is abandoned: what the shell still gets for it must not be handed in.
     pub fn handle_timeout(&mut self) {
-        self.enter(Step::ReadSecret);
+        self.enter(if self.operator.is_some() { Step::ReadObjects } else { Step::ReadSecret });
         (self.deadline, self.outcome) = (None, None);
     }
 
@@ -192,56 +216,136 @@ impl Controller {
         self.deadline = self.deadline.map(|deadline| deadline.min(now + DEBOUNCE));
     }
 
+    /// Other settings are wanted from now on; `None`: those of the ring.
+    pub fn handle_settings(&mut self, settings: Option<Settings>, now: Instant) {
+        self.evaluator.set_settings(settings);
+        self.handle_change(now);
+    }
+
+    /// Whether the store went back while the API server was not restarted: nothing is written while it did.
+    pub fn handle_history(&mut self, history: History, now: Instant) {
+        if std::mem::replace(&mut self.evaluator.history, history) != history {
+            self.handle_change(now);
+        }
+    }
+
+    /// A list showed that the history of the API server went back, and is believed: what was acknowledged may be older
+    /// than it seems.
+    pub const fn handle_history_went_back(&mut self) {
+        self.evaluator.memory.handle_history_went_back();
+    }
+
+    /// What operators ask for was read. An invalid ClusterEncryption, or one that is gone, changes nothing.
+    pub fn handle_objects(&mut self, objects: OperatorObjects) {
+        if !matches!(self.step, Step::ReadObjects) {
+            return;
+        }
+        let Some(operator) = &mut self.operator else { return };
+        let deleted = operator.handle_objects(objects);
+        let told = |(rotation, generation)| Notification::RotationDeleted { rotation, generation };
+        self.notifications.extend(deleted.into_iter().map(told));
+        if let Some(Ok(settings)) = operator.encryption.as_ref().map(|encryption| &encryption.settings) {
+            self.evaluator.set_settings(Some(settings.clone()));
+        }
+        self.enter(Step::ReadSecret);
+    }
+
     /// The Secret was read.
     ///
     /// # Errors
     /// It holds something that is no ring. The evaluation is over, and nothing is written.
-    pub fn handle_secret(&mut self, mut secret: SecretSnapshot, now: Now) -> Result<(), RingError> {
+    pub fn handle_secret(&mut self, mut secret: SecretSnapshot, now: Now) -> Result<(), KeyRingError> {
         if !matches!(self.step, Step::ReadSecret) {
             return Ok(());
         }
-        let ring = match std::mem::replace(&mut secret.ring, Err(RingError::Empty)) {
+        let ring = match std::mem::replace(&mut secret.ring, Err(KeyRingError::Empty)) {
             Ok(ring) => Some(ring),
-            Err(RingError::Empty) => None,
+            Err(KeyRingError::Empty) => None,
             Err(error) => {
-                self.evaluator.forget(now);
+                self.evaluator.forget_ring(now);
                 self.enter(Step::Idle);
+                let settings = self.evaluator.settings.clone().unwrap_or_default();
+                let text = error.to_string();
+                self.write_objects(&Facts {
+                    ring: Err(&text),
+                    settings: &settings,
+                    decision: None,
+                    report: None,
+                    covered: &BTreeSet::new(),
+                    history: self.evaluator.history,
+                    limit: self.limit,
+                    now,
+                });
                 return Err(error);
             }
         };
-        self.enter(Step::ReadDaemonSet(Context::new(secret, ring)));
+        let requests = match &self.operator {
+            Some(Operator { rotations, .. }) => Requests {
+                rotate: rotations.asks().map(|name| format!("asked for by the KeyRotation {name}")),
+                skip_unresponsive: rotations.skips(),
+            },
+            None => Requests {
+                rotate: secret.rotate.then(|| "asked for by an annotation of the Secret".to_owned()),
+                skip_unresponsive: false,
+            },
+        };
+        self.enter(Step::ReadDaemonSet(Context::new(secret, ring, requests)));
         Ok(())
     }
 
     /// The DaemonSet was looked at.
     pub fn handle_daemon_set(&mut self, installation: Installation, now: Now) {
         let Step::ReadDaemonSet(context) = &mut self.step else { return };
-        let context = Context { installation, ..context.clone() };
-        match &context.ring {
-            Some(ring) => {
-                self.last_good = Some(LastGoodRing { secret: context.uid.clone(), ring: ring.clone() });
-            }
-            None => {
-                self.evaluator.forget(now);
-                let lost = self.last_good.take();
-                if let Some(lost) = lost.filter(|lost| lost.belongs_to(context.uid.as_deref(), installation))
-                {
-                    // Kept until it is back for certain: the next evaluation reads it from the Secret.
-                    self.last_good = Some(lost.clone());
-                    return self.enter(Step::Restore(context, lost, now));
-                }
-            }
+        let mut context = Context { installation, ..context.clone() };
+        self.note_ring(&mut context, now);
+        if let Some(step) = self.without_settings(&context) {
+            return match step {
+                Ok(step) => self.enter(step),
+                Err(reason) => self.rest(reason, now),
+            };
         }
         let evaluation = self.evaluator.by_time(&context, now);
-        if evaluation.decision.action == Action::RELAX {
+        if matches!(evaluation.decision.action, Action::RELAX | Action::Restore) {
             // Whatever nodes say, and though their objects may be unreadable.
-            self.evaluator.forget(now);
             return self.enter(Step::Act(context, evaluation));
         }
         match self.mode.selected(now.monotonic) {
             Selected::Acknowledged => self.enter(Step::ReadCache(context)),
             Selected::Timed => self.conclude(context, evaluation),
             Selected::Unknown => self.enter(Step::CheckAccess(context, evaluation)),
+        }
+    }
+
+    /// The first key needs settings: those of a ClusterEncryption, which is made where there is none.
+    fn without_settings(&self, context: &Context) -> Option<Result<Step, &'static str>> {
+        let operator = self.operator.as_ref()?;
+        let ring = context.ring.is_some() || context.last.is_some();
+        // Where the Secret or the DaemonSet is gone, all of it may be being removed.
+        let removed = context.resource_version.is_none() || context.installation == Installation::Absent;
+        if ring || removed || self.evaluator.settings.is_some() {
+            return None;
+        }
+        Some(match operator.encryption {
+            None => Ok(Step::CreateEncryption),
+            Some(_) => Err("the ClusterEncryption is invalid, and there are no settings from before"),
+        })
+    }
+
+    /// Keeps the last good ring for when the Secret loses it.
+    fn note_ring(&mut self, context: &mut Context, now: Now) {
+        let secret = context.uid.as_deref();
+        self.last_good = self.last_good.take().filter(|last| last.belongs_to(secret, context.installation));
+        context.last = self.last_good.as_ref().map(|last| last.ring.clone());
+        self.evaluator.memory.observe(context.ring.as_ref(), now.monotonic);
+        let Some(ring) = &context.ring else { return self.evaluator.forget_ring(now) };
+        if let Some(operator) = &mut self.operator {
+            operator.rotations.observe(ring);
+        }
+        let older = |last: &LastGoodRing| {
+            ring.revision < last.ring.revision && ring.highest_id() <= last.ring.highest_id()
+        };
+        if !self.last_good.as_ref().is_some_and(older) {
+            self.last_good = Some(LastGoodRing { secret: context.uid.clone(), ring: ring.clone() });
         }
     }
 
@@ -276,27 +380,48 @@ impl Controller {
         self.conclude(context, evaluation);
     }
 
-    /// The write was done, or was not. What failed without an answer is [`Self::handle_failure`].
-    pub fn handle_written(&mut self, result: WriteResult, now: Now) {
-        if !matches!(self.step, Step::Written(_)) {
+    /// The ClusterEncryption was made, or was there already: the watch brings it.
+    pub fn handle_encryption_created(&mut self, now: Now) {
+        if matches!(self.step, Step::CreateEncryption) {
+            self.rest("the ClusterEncryption was made just now", now);
+        }
+    }
+
+    /// The KeyRotation was made; `None`: it could not be, and the rotation goes on without one.
+    pub fn handle_rotation_created(&mut self, object: Option<RotationObject>) {
+        if !matches!(self.step, Step::CreateRotation(..)) {
             return;
         }
-        let Step::Written(written) = std::mem::replace(&mut self.step, Step::Idle) else { return };
+        let Step::CreateRotation(context, evaluation) = std::mem::replace(&mut self.step, Step::Idle) else {
+            return;
+        };
+        if let (Some(operator), Some(object)) = (&mut self.operator, object) {
+            operator.rotations.handle_created(object);
+        }
+        self.enter(Step::Act(context, evaluation));
+    }
+
+    /// The write was done, or was not. What failed without an answer is [`Self::handle_failure`].
+    pub fn handle_written(&mut self, result: WriteResult, now: Now) {
+        if !matches!(self.step, Step::Written(..)) {
+            return;
+        }
+        let Step::Written(context, evaluation, applied) = std::mem::replace(&mut self.step, Step::Idle)
+        else {
+            return;
+        };
         self.enter(Step::Idle);
         if result == WriteResult::Conflict {
             self.outcome = Some(Outcome::Conflict);
             return;
         }
         self.outcome = Some(Outcome::Written);
-        self.notifications.push_back(match written {
-            Written::Applied(applied) => {
-                if applied.decision.action == Action::Rekey {
-                    self.evaluator.rekeyed(now);
-                }
-                Notification::Applied(applied)
-            }
-            Written::Restored { revision } => Notification::Restored { revision },
-        });
+        self.evaluator.handle_written(&context, &evaluation, &applied.after, now);
+        if let Some(operator) = &mut self.operator {
+            operator.rotations.observe(&applied.after);
+            operator.rotations.handle_written(&applied.decision, context.ring.as_ref());
+        }
+        self.notifications.push_back(Notification::Applied(applied));
     }
 
     /// A request failed, or got no answer; a write may have been done. The evaluation is over.
@@ -308,24 +433,27 @@ impl Controller {
     /// with bytes fit for keys.
     ///
     /// # Errors
-    /// What `random` returns. The evaluation is over then.
+    /// What `random` returns, or what makes the next ring invalid. The evaluation is over then.
     pub fn poll_request<E>(
         &mut self,
         random: impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Option<Request>, E> {
+    ) -> Result<Option<Request>, ApplyError<E>> {
         if std::mem::replace(&mut self.asked, true) {
             return Ok(None);
         }
         Ok(Some(match &self.step {
+            Step::ReadObjects => Request::ReadObjects,
+            Step::CreateEncryption => Request::CreateEncryption,
+            Step::CreateRotation(_, evaluation) => Request::CreateRotation { name: name(evaluation) },
             Step::ReadSecret => Request::ReadSecret,
             Step::ReadDaemonSet(_) => Request::ReadDaemonSet,
             Step::CheckAccess(..) => Request::CheckAccess,
             Step::ReadCache(_) => Request::ReadCache,
             Step::ListCluster(_) => Request::ListCluster,
-            Step::Act(..) | Step::Restore(..) => {
-                return self.write(random).map(|write| write.map(Request::Write));
+            Step::Act(..) => {
+                return self.write(random).map(|write| write.map(|write| Request::Write(Box::new(write))));
             }
-            Step::Idle | Step::Written(_) => return Ok(None),
+            Step::Idle | Step::Written(..) => return Ok(None),
         }))
     }
 
@@ -337,6 +465,16 @@ impl Controller {
     /// The name of a node whose start-up taint is to be removed.
     pub fn poll_taint_removal(&mut self) -> Option<String> {
         self.taint_removals.pop_front()
+    }
+
+    /// An object to be deleted, if a GET says that there is no Node of its name.
+    pub fn poll_deletion(&mut self) -> Option<Deletion> {
+        self.deletions.pop_front()
+    }
+
+    /// A write of the operator's objects.
+    pub fn poll_object_write(&mut self) -> Option<ObjectWrite> {
+        self.object_writes.pop_front()
     }
 
     /// How the last evaluation ended; `None` while one is under way, and after one that failed.
@@ -352,24 +490,74 @@ impl Controller {
     fn conclude(&mut self, context: Context, evaluation: Evaluation) {
         let now = evaluation.now.monotonic;
         self.remove_taints(context.ring.as_ref(), &evaluation);
-        let shown = || evaluation.cluster.as_ref().map(|cluster| cluster.awaited.clone()).unwrap_or_default();
-        let report = self.waits.report(evaluation.decision.wait.as_ref(), shown, now);
-        self.notifications.push_back(Notification::Waits(report));
-        if evaluation.decision.action != Action::Wait {
-            return self.enter(Step::Act(context, evaluation));
+        if let Some(cluster) = &evaluation.cluster {
+            self.deletions.extend(self.orphans.due(cluster, now));
         }
-        let (wake_in, reason) = (evaluation.decision.wake_in, evaluation.decision.reason);
+        let refused = evaluation.refused_exclusions().cloned();
+        if refused != self.refused {
+            self.notifications.extend(refused.clone().map(Notification::ExclusionsRefused));
+            self.refused = refused;
+        }
+        self.tell_under_way();
+        let report = self.waits.report(evaluation.decision.wait.as_ref(), now);
+        self.notifications.push_back(Notification::Waits(report));
+        let covered = evaluation.cluster.as_ref().map(|cluster| cluster.covered.clone()).unwrap_or_default();
+        let next = self.write_objects(&Facts {
+            ring: Ok(context.ring.as_ref()),
+            settings: &evaluation.settings,
+            decision: Some(&evaluation.decision),
+            report: evaluation.report.as_ref(),
+            covered: &covered,
+            history: self.evaluator.history,
+            limit: self.limit,
+            now: evaluation.now,
+        });
+        if evaluation.decision.action != Action::Wait {
+            let creates = evaluation.decision.rotation.is_some()
+                && self.operator.as_ref().is_some_and(|operator| !operator.rotations.waits());
+            let step = if creates { Step::CreateRotation } else { Step::Act };
+            return self.enter(step(context, evaluation));
+        }
+        let decision = evaluation.decision;
         self.enter(Step::Idle);
-        self.deadline = Some(now + wake_in.min(self.poll_interval));
-        self.outcome = Some(Outcome::Waiting { wake_in, reason });
+        let deadline = now + decision.wake_in.min(self.poll_interval);
+        self.deadline = Some(next.map_or(deadline, |next| next.min(deadline)));
+        let (wake_in, reason, wait) = (decision.wake_in, decision.reason, decision.wait);
+        self.outcome = Some(Outcome::Waiting { wake_in, reason, wait });
+    }
+
+    /// Waits for a change.
+    fn rest(&mut self, reason: &str, now: Now) {
+        self.enter(Step::Idle);
+        self.deadline = Some(now.monotonic + self.poll_interval);
+        let (wake_in, reason) = (self.poll_interval, reason.to_owned());
+        self.outcome = Some(Outcome::Waiting { wake_in, reason, wait: None });
+    }
+
+    /// Writes the status of the operator's objects; when more is to be written.
+    fn write_objects(&mut self, facts: &Facts<'_>) -> Option<Instant> {
+        let Due { writes, next } = self.operator.as_mut().map(|operator| operator.due(facts))?;
+        self.object_writes.extend(writes);
+        next
+    }
+
+    /// Tells which KeyRotation it is about what is told next.
+    fn tell_under_way(&mut self) {
+        let current = self.operator.as_ref().and_then(|operator| operator.rotations.current());
+        if self.told.as_ref() != current {
+            self.told = current.cloned();
+            self.notifications.push_back(Notification::UnderWay(self.told.clone()));
+        }
     }
 
     /// Pods may come to nodes that encrypt, and to all where nothing is to be encrypted.
-    fn remove_taints(&mut self, ring: Option<&Ring>, evaluation: &Evaluation) {
+    fn remove_taints(&mut self, ring: Option<&KeyRing>, evaluation: &Evaluation) {
         let (Some(taints), Some(cluster)) = (&mut self.taints, &evaluation.cluster) else { return };
-        let free = match evaluation.settings.goal {
+        let free = match evaluation.settings.enforcement {
             EnforcementGoal::Off => cluster.nodes.iter().map(|node| node.name.clone()).collect(),
-            EnforcementGoal::Auto | EnforcementGoal::Permissive => cluster.snapshot(ring, false).encrypting(),
+            EnforcementGoal::Auto | EnforcementGoal::Permissive => {
+                self.evaluator.encrypting(cluster, ring, evaluation.now)
+            }
         };
         let now = evaluation.now.monotonic;
         let stuck = taints.stuck(&cluster.tainted, &free, now);
@@ -377,65 +565,41 @@ impl Controller {
         self.taint_removals.extend(taints.due(&cluster.tainted, &free, now));
     }
 
-    fn write<E>(&mut self, random: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Option<Write>, E> {
-        match std::mem::replace(&mut self.step, Step::Idle) {
-            Step::Act(context, evaluation) => self.act(context, &evaluation, random).map(Some),
-            Step::Restore(context, lost, now) => self.restore(context, &lost, now, random).map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    fn act<E>(
+    fn write<E>(
         &mut self,
-        context: Context,
-        evaluation: &Evaluation,
         random: impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Write, E> {
-        let Context { ring: before, requests, installation, resource_version, .. } = context;
-        let Evaluation { now, settings, evidence, decision, cluster } = evaluation;
-        let action = decision.action;
-        let after = apply(before.as_ref(), action, installation, evidence, now.wall, settings, random)?;
-        let was_pending = |uid: &Uid| before.as_ref().is_some_and(|ring| ring.pending.contains(uid));
+    ) -> Result<Option<Write>, ApplyError<E>> {
+        let Step::Act(context, evaluation) = std::mem::replace(&mut self.step, Step::Idle) else {
+            return Ok(None);
+        };
+        let applied = apply(&evaluation.inputs(&context), &evaluation.decision, random)?;
+        let action = evaluation.decision.action;
         let write = Write {
-            resource_version,
-            answered: answered(action, requests, &after),
-            action: Some(action),
-            ring: after.clone(),
+            resource_version: context.resource_version.clone(),
+            answers: matches!(action, Action::Bootstrap | Action::Stage),
+            action,
+            ring: applied.ring.clone(),
         };
-        let applied = AppliedDecision {
-            decision: decision.clone(),
-            requests,
-            rekeyed: evaluation.names(|uid| evidence.rekey.contains_key(uid)),
-            pending: evaluation.names(|uid| after.pending.contains(uid) && !was_pending(uid)),
-            delay: cluster.is_none().then_some(self.delay),
-            before,
-            after,
+        self.tell_under_way();
+        if let Some(operator) = &mut self.operator {
+            operator.rotations.handle_writing(&evaluation.decision, &applied.ring);
+        }
+        let (before, now) = (context.ring.as_ref(), evaluation.now.monotonic);
+        self.evaluator.memory.handle_writing(before, &applied.ring, now);
+        let told = AppliedDecision {
+            decision: evaluation.decision.clone(),
+            before: context.ring.clone(),
+            after: applied.ring,
+            collisions: applied.collisions,
+            delay: evaluation.cluster.is_none().then_some(self.delay),
         };
-        self.step = Step::Written(Written::Applied(Box::new(applied)));
-        Ok(write)
+        self.step = Step::Written(context, evaluation, Box::new(told));
+        Ok(Some(write))
     }
+}
 
-    /// Re-applying a manifest that ships the Secret with an empty entry wipes the ring under way.
-    fn restore<E>(
-        &mut self,
-        context: Context,
-        lost: &LastGoodRing,
-        now: Now,
-        random: impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Write, E> {
-        let evidence = Evidence::of(Readiness::Ready, Readiness::Ready);
-        let settings: Settings = self.evaluator.settings(Some(&lost.ring), now, OperatorRequests::default());
-        let ring = apply(
-            Some(&lost.ring),
-            Action::Wait,
-            context.installation,
-            &evidence,
-            now.wall,
-            &settings,
-            random,
-        )?;
-        self.step = Step::Written(Written::Restored { revision: ring.revision });
-        let resource_version = context.resource_version;
-        Ok(Write { resource_version, ring, answered: OperatorRequests::default(), action: None })
-    }
+/// What a KeyRotation is called that is made for a rotation that is due.
+fn name(evaluation: &Evaluation) -> String {
+    let cause = evaluation.decision.rotation.map_or(Cause::First, |rotation| rotation.cause);
+    format!("{}-{}", format!("{cause:?}").to_lowercase(), evaluation.now.wall.as_second())
 }

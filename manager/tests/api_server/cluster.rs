@@ -16,12 +16,10 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config,
     api::{ListParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
-use secureoverlay_common::{
-    names::{NAMESPACE, SECRET},
-    ring::Ring,
-};
+use secureoverlay_k8s::names::{NAMESPACE, SECRET};
+use secureoverlay_keyring::keyring::KeyRing;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -131,8 +129,10 @@ impl Cluster {
     pub fn delete(&self, manifest: Manifest) {
         self.kubectl(&["delete", "--ignore-not-found", "--wait=false", "-f", "-"], &self.text(manifest));
         // A definition goes after its objects; one that is on its way out would take back what is applied next.
-        let definition = "customresourcedefinitions/nodeencryptions.secureoverlay.io";
-        self.kubectl(&["delete", "--ignore-not-found", definition], "");
+        let definitions = ["encryptionpeers", "nodeencryptions", "clusterencryptions", "keyrotations"]
+            .map(|plural| format!("customresourcedefinitions/{plural}.secureoverlay.io"));
+        let names: Vec<&str> = definitions.iter().map(String::as_str).collect();
+        self.kubectl(&[&["delete", "--ignore-not-found"], &names[..]].concat(), "");
     }
 
     /// A client with the rights of a ServiceAccount.
@@ -144,6 +144,21 @@ impl Cluster {
                 .map(str::to_owned)
                 .to_vec(),
         );
+        Client::try_from(config).unwrap()
+    }
+
+    /// A client with the rights of a user.
+    pub fn as_user(&self, user: &str) -> Client {
+        let mut config = self.config.clone();
+        config.auth_info.impersonate = Some(user.to_owned());
+        config.auth_info.impersonate_groups = Some(vec!["system:authenticated".to_owned()]);
+        Client::try_from(config).unwrap()
+    }
+
+    /// A client with a token.
+    pub fn as_token(&self, token: String) -> Client {
+        let mut config = self.config.clone();
+        config.auth_info = AuthInfo { token: Some(token.into()), ..AuthInfo::default() };
         Client::try_from(config).unwrap()
     }
 
@@ -176,8 +191,8 @@ impl Cluster {
     }
 
     /// The ring, if it is one.
-    pub async fn ring(&self) -> Option<Ring> {
-        Ring::parse(&self.document().await).ok()
+    pub async fn ring(&self) -> Option<KeyRing> {
+        KeyRing::parse(&self.document().await).ok()
     }
 
     pub async fn set_document(&self, document: &[u8]) {

@@ -5,10 +5,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod acknowledgement;
+mod admission_policy;
 mod cluster;
 mod manifests;
+mod objects;
 mod program;
 mod rights;
 mod story;
-mod word;
+mod watching;
 mod writes;

@@ -6,7 +6,7 @@ use kube::{
     api::{ListParams, Request},
     client::Body,
 };
-use secureoverlay_common::ring::Ring;
+use secureoverlay_keyring::{keyring::KeyRing, settings::Settings, uid::Uid};
 
 use crate::cluster::{AGENT, Cluster, MANAGER, Manifest, until};
 
@@ -68,7 +68,7 @@ async fn one_applies_over_the_other() {
 #[tokio::test]
 async fn applying_ours_again_leaves_the_ring_and_mkes_wipes_it() {
     let cluster = Cluster::fresh().await;
-    let document = Ring::off(7, None).to_yaml();
+    let document = KeyRing::off(7, Uid::from_random([7; 16]), None, Settings::default()).to_yaml();
     cluster.apply(Manifest::Ours);
     cluster.set_document(document.as_bytes()).await;
     let version = cluster.secret_version().await;

@@ -21,7 +21,8 @@ pub struct Program {
 impl Program {
     /// Rotates every `interval`, steps `delay` apart.
     pub async fn start(kubeconfig: &Path, interval: &str, delay: &str) -> Self {
-        let timed = ["--acknowledgements", "timed", "--propagation-delay", delay];
+        let timed =
+            ["--rotation-mode", "timed", "--minimum-rotation-interval", "0s", "--propagation-delay", delay];
         Self::with(kubeconfig, &[&["--rotation-interval", interval], &timed[..]].concat()).await
     }
 
@@ -32,7 +33,7 @@ impl Program {
             .env("KUBECONFIG", kubeconfig)
             .env("SECUREOVERLAY_LOG", "trace")
             .env("SECUREOVERLAY_LOG_FORMAT", "json")
-            .env("SECUREOVERLAY_LISTEN", "127.0.0.1:0")
+            .env("SECUREOVERLAY_METRICS_BIND_ADDRESS", "127.0.0.1:0")
             .env("SECUREOVERLAY_POLL_INTERVAL", "100ms")
             .args(flags)
             .stderr(Stdio::piped())
@@ -45,7 +46,7 @@ impl Program {
             let lines = log.lock().unwrap();
             lines.iter().find_map(|line| {
                 let line: serde_json::Value = serde_json::from_str(line).ok()?;
-                line["listen"].as_str()?.parse().ok()
+                line["address"].as_str()?.parse().ok()
             })
         })
         .await;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use rand::{TryRng, rngs::SysRng};
-use secureoverlay_common::{
-    ring::{Ring, Role},
-    rotation::EnforcementGoal,
-    suite::Suite,
+use secureoverlay_keyring::{
+    keyring::{KeyRing, Role},
+    settings::Settings,
+    uid::Uid,
 };
 use secureoverlay_manager::{
     cluster_cache::ClusterCache,
@@ -20,8 +20,6 @@ use secureoverlay_manager::{
 use secureoverlay_manager_core::{
     controller::{ControllerOptions, Now, Outcome},
     rollout_mode::RolloutMode,
-    schedule::Schedule,
-    snapshot::OperatorRequests,
 };
 
 use crate::cluster::{Cluster, MANAGER, Manifest};
@@ -33,11 +31,9 @@ async fn of_two_writers_one_wins() {
     let store = Store::new(cluster.as_account(MANAGER));
     for round in 0..20 {
         let ((_, one), (_, two)) = (store.read().await.unwrap(), store.read().await.unwrap());
-        let (first, second) = (Ring::off(2 * round + 1, None), Ring::off(2 * round + 2, None));
-        let (one, two) = tokio::join!(
-            store.replace(one, &first, OperatorRequests::default()),
-            store.replace(two, &second, OperatorRequests::default())
-        );
+        let ring = |revision| KeyRing::off(revision, Uid::from_random([9; 16]), None, Settings::default());
+        let (first, second) = (ring(2 * round + 1), ring(2 * round + 2));
+        let (one, two) = tokio::join!(store.replace(one, &first, false), store.replace(two, &second, false));
         let written = match (one.unwrap(), two.unwrap()) {
             (Written::Done, Written::Conflict) => first,
             (Written::Conflict, Written::Done) => second,
@@ -53,10 +49,9 @@ async fn two_managers_make_one_key() {
     cluster.apply(Manifest::Ours);
     let manager = || {
         let options = ControllerOptions {
-            schedule: Schedule::Every(Duration::from_secs(3600)),
-            suite: Suite::Aes128Gcm8,
+            settings: Some(Settings::default()),
+            objects: false,
             mode: RolloutMode::Timed,
-            goal: EnforcementGoal::Auto,
             delay: Duration::from_secs(60),
             limit: Duration::from_secs(3600),
             poll_interval: Duration::from_secs(2),

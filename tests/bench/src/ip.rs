@@ -3,16 +3,16 @@
 use std::{fmt::Write as _, io::Write as _, net::IpAddr, process::Command};
 
 use anyhow::{Context, ensure};
-use secureoverlay_agent::{
+use secureoverlay_agent_core::{
     plan::Plan,
-    xfrm::{Action, Direction, IPPROTO_IPIP, REPLAY_WINDOW, REQID},
+    xfrm::{Direction, PolicyAction, REPLAY_WINDOW, REQID, Traffic},
 };
 use tempfile::NamedTempFile;
 
 /// Writes the commands into a file in memory.
 pub fn script(plan: &Plan) -> anyhow::Result<NamedTempFile> {
     let mut text = String::new();
-    for planned in plan.states.values() {
+    for planned in plan.sas.values() {
         let (src, dst, spi, suite) = (planned.sa.src, planned.sa.id.dst, planned.sa.id.spi, planned.sa.suite);
         let key: String = planned.sa.key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(
@@ -26,18 +26,22 @@ pub fn script(plan: &Plan) -> anyhow::Result<NamedTempFile> {
         let (direction, priority) =
             (if id.direction == Direction::In { "in" } else { "out" }, action.priority());
         let (src, dst): (IpAddr, IpAddr) = (id.src.addr, id.dst.addr);
+        let traffic = match id.traffic {
+            Traffic::Tunnel => format!("proto {}", id.traffic.protocol()),
+            Traffic::Probe(port) => format!("proto udp sport {port} dport {port}"),
+        };
         write!(
             text,
-            "xfrm policy add src {} dst {} proto {IPPROTO_IPIP} dir {direction} priority {priority}",
+            "xfrm policy add src {} dst {} {traffic} dir {direction} priority {priority}",
             id.src, id.dst
         )?;
         match action {
-            Action::Esp(spi) => {
+            PolicyAction::Esp(spi) => {
                 let spi = spi.map(|spi| format!(" spi {spi}")).unwrap_or_default();
                 writeln!(text, " tmpl src {src} dst {dst} proto esp{spi} reqid {REQID} mode transport")?;
             }
-            Action::Allow => writeln!(text, " action allow")?,
-            Action::Block => writeln!(text, " action block")?,
+            PolicyAction::Allow => writeln!(text, " action allow")?,
+            PolicyAction::Block => writeln!(text, " action block")?,
         }
     }
     let mut file = NamedTempFile::new().context("making a file for the commands")?;

@@ -17,9 +17,9 @@ use netlink_packet_xfrm::{
     policy, state,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
-use secureoverlay_agent::{
+use secureoverlay_agent_core::{
     plan::{Plan, PlannedSa},
-    xfrm::{Action, Direction, IPPROTO_IPIP, Net, PolicyId, REPLAY_WINDOW, REQID},
+    xfrm::{Direction, Net, PolicyAction, PolicyId, REPLAY_WINDOW, REQID, Traffic},
 };
 
 /// Messages that are sent at once.
@@ -27,7 +27,7 @@ const BATCH: usize = 128;
 
 /// The messages of a plan, ready to be sent.
 pub fn batches(plan: &Plan) -> Vec<Vec<u8>> {
-    let states = plan.states.values().map(add_state);
+    let states = plan.sas.values().map(add_state);
     let policies = plan.policies.iter().map(|(id, action)| add_policy(*id, *action));
     let messages: Vec<XfrmMessage> = states.chain(policies).collect();
     messages.chunks(BATCH).map(batch).collect()
@@ -100,7 +100,7 @@ fn add_state(planned: &PlannedSa) -> XfrmMessage {
     })
 }
 
-fn add_policy(policy: PolicyId, action: Action) -> XfrmMessage {
+fn add_policy(policy: PolicyId, action: PolicyAction) -> XfrmMessage {
     let template = |spi: Option<u32>| UserTemplate {
         id: id(policy.dst.addr, spi.unwrap_or(0)),
         family: AF_INET,
@@ -111,21 +111,31 @@ fn add_policy(policy: PolicyId, action: Action) -> XfrmMessage {
     };
     XfrmMessage::AddPolicy(policy::ModifyMessage {
         user_policy_info: UserPolicyInfo {
-            selector: selector(policy.src, policy.dst, IPPROTO_IPIP),
+            selector: policy_selector(&policy),
             priority: action.priority(),
             direction: if policy.direction == Direction::In { XFRM_POLICY_IN } else { XFRM_POLICY_OUT },
-            action: if action == Action::Block { XFRM_POLICY_BLOCK } else { XFRM_POLICY_ALLOW },
+            action: if action == PolicyAction::Block { XFRM_POLICY_BLOCK } else { XFRM_POLICY_ALLOW },
             ..UserPolicyInfo::default()
         },
         nlas: match action {
-            Action::Esp(spi) => vec![XfrmAttrs::Template(vec![template(spi)])],
-            Action::Allow | Action::Block => vec![],
+            PolicyAction::Esp(spi) => vec![XfrmAttrs::Template(vec![template(spi)])],
+            PolicyAction::Allow | PolicyAction::Block => vec![],
         },
     })
 }
 
 fn id(dst: IpAddr, spi: u32) -> Id {
     Id { daddr: Address::from_ip(&dst), spi, proto: IPPROTO_ESP }
+}
+
+fn policy_selector(policy: &PolicyId) -> Selector {
+    let selector = selector(policy.src, policy.dst, policy.traffic.protocol());
+    match policy.traffic {
+        Traffic::Tunnel => selector,
+        Traffic::Probe(port) => {
+            Selector { sport: port, sport_mask: u16::MAX, dport: port, dport_mask: u16::MAX, ..selector }
+        }
+    }
 }
 
 fn selector(src: Net, dst: Net, protocol: u8) -> Selector {

@@ -16,10 +16,12 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
-use secureoverlay_agent::{
-    kernel::XfrmSocket,
-    plan::{Plan, Sender},
-    reconcile::Reconciler,
+use secureoverlay_agent::kernel::XfrmSocket;
+use secureoverlay_agent_core::{
+    journal::{Journal, NoStore, Record},
+    plan::ReconcileTarget,
+    reconcile::{Reconciler, SaLimits},
+    teardown::TeardownPhase,
 };
 use serde_json::{Value, json};
 
@@ -112,9 +114,9 @@ fn apart(way: Way, peers: u16) -> anyhow::Result<String> {
 
 fn one(way: Way, peers: u16) -> anyhow::Result<Value> {
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
-    let cluster = Cluster::of(peers);
+    let cluster = Cluster::of(peers)?;
     let plan = cluster.plan();
-    let objects = plan.states.len() + plan.policies.len();
+    let objects = plan.sas.len() + plan.policies.len();
     let mut line = match way {
         Way::Ours => ours::measure(&cluster)?,
         Way::Limit => {
@@ -139,8 +141,8 @@ fn one(way: Way, peers: u16) -> anyhow::Result<Value> {
         }
     };
     if way != Way::Ours {
-        // Whoever programmed it: only if our own code finds nothing to change are the objects the same.
-        let found = Reconciler::new(XfrmSocket::open()?).run(&plan, std::time::Instant::now())?;
+        // Only if our own code finds nothing to change are the objects the same.
+        let found = reconciler()?.run(&cluster.target())?;
         ensure!(
             found.is_complete() && found.changed == 0,
             "the objects are not those of the plan: {found:?}"
@@ -154,8 +156,14 @@ fn one(way: Way, peers: u16) -> anyhow::Result<Value> {
 
 /// Leaves nothing to be cleaned up behind the next measurement's back.
 fn remove() -> anyhow::Result<()> {
-    let nothing = Plan { sender: Sender::Nothing, ..Plan::default() };
-    let outcome = Reconciler::new(XfrmSocket::open()?).run(&nothing, std::time::Instant::now())?;
+    let nothing = ReconcileTarget { teardown: TeardownPhase::Removed, input: None };
+    let outcome = reconciler()?.run(&nothing)?;
     ensure!(outcome.is_complete(), "removing failed: {outcome:?}");
     Ok(())
+}
+
+/// The agent's code at this kernel, with a journal in memory that knows nothing.
+fn reconciler() -> anyhow::Result<Reconciler<XfrmSocket, NoStore>> {
+    let journal = Journal::new(Record::default(), NoStore);
+    Ok(Reconciler::new(XfrmSocket::open()?, journal, SaLimits::default()))
 }

@@ -1,30 +1,31 @@
 //! The agent's code, from an empty kernel through a rotation.
 
-use std::time::Instant;
-
 use anyhow::{Context, ensure};
-use secureoverlay_agent::{
-    journal::Journal,
-    kernel::XfrmSocket,
-    plan::Plan,
-    reconcile::{Limits, Outcome, Reconciler},
+use secureoverlay_agent::{kernel::XfrmSocket, startup};
+use secureoverlay_agent_core::{
+    journal::JournalStore,
+    plan::ReconcileTarget,
+    reconcile::{ReconcileReport, Reconciler, SaLimits},
 };
+use secureoverlay_k8s::node_encryption::Durability;
 use serde_json::{Value, json};
 
 use crate::{
     LOADS,
     cluster::Cluster,
     meter::{Measured, Meter},
-    remove,
+    reconciler, remove,
 };
+
+/// A tmpfs, as the agent's directory has to be in.
+const MEMORY: &str = "/dev/shm";
 
 /// What happens to a cluster.
 type Change = fn(&mut Cluster);
 
 /// Everything that the agent does with this many peers, step by step.
 pub fn measure(cluster: &Cluster) -> anyhow::Result<Value> {
-    let mut cluster =
-        Cluster { ring: cluster.ring.clone(), peers: cluster.peers.clone(), local: cluster.local };
+    let mut cluster = cluster.clone();
     let mut line = json!({"way": "ours"});
 
     // The first time pays for fresh memory too. In a guest of User Mode Linux a page fault costs a hundred times what
@@ -37,56 +38,79 @@ pub fn measure(cluster: &Cluster) -> anyhow::Result<Value> {
         least = least.least(load(&cluster)?);
     }
     line["load"] = json!(least);
+    // Once for each peer and boot, as peers appear: no part of what the kernel costs.
+    line["agreements"] = json!(agreements(&cluster)?);
 
     // The same with the journal in a file, as the agent has it where it has a place for one.
     remove()?;
-    let directory = tempfile::tempdir().context("making a directory for the journal")?;
-    let plan = cluster.plan();
+    let directory = tempfile::tempdir_in(MEMORY).context("making a directory for the journal")?;
+    let target = cluster.target();
     let meter = Meter::start();
-    let journal = Journal::open(directory.path(), cluster.local.boot);
-    let mut reconciler = Reconciler::with(XfrmSocket::open()?, journal, Limits::default());
-    let outcome = run(&mut reconciler, &plan)?;
+    let opened = startup::from_directory("node0", directory.path())?;
+    ensure!(
+        opened.durability == Durability::Boot,
+        "{MEMORY} is no place for a journal: {:?}",
+        opened.durability
+    );
+    let mut lasting = Reconciler::new(XfrmSocket::open()?, opened.journal, SaLimits::default());
+    let outcome = run(&mut lasting, &target)?;
     line["journal_load"] = step(meter.stop(), &outcome);
 
     let meter = Meter::start();
-    let outcome = run(&mut reconciler, &plan)?;
+    let outcome = run(&mut lasting, &target)?;
     line["noop"] = step(meter.stop(), &outcome);
 
     let meter = Meter::start();
-    let outcome = run(&mut Reconciler::new(XfrmSocket::open()?), &cluster.plan())?;
+    let outcome = run(&mut reconciler()?, &cluster.target())?;
     line["adopt"] = step(meter.stop(), &outcome);
 
     let steps: [(&str, Change); 3] =
         [("stage", Cluster::stage), ("activate", Cluster::activate), ("retire", Cluster::retire)];
     for (name, change) in steps {
         change(&mut cluster);
+        let target = cluster.target();
         let meter = Meter::start();
-        let outcome = run(&mut reconciler, &cluster.plan())?;
+        let outcome = run(&mut lasting, &target)?;
         line[name] = step(meter.stop(), &outcome);
-        ensure!(outcome.changed >= cluster.peers.len(), "{name} changed next to nothing: {outcome:?}");
+        ensure!(outcome.changed >= cluster.peers(), "{name} changed next to nothing: {outcome:?}");
     }
     Ok(line)
 }
 
 /// From nothing to a kernel that holds everything.
 fn load(cluster: &Cluster) -> anyhow::Result<Measured> {
+    let target = cluster.target();
     let meter = Meter::start();
-    let plan = cluster.plan();
-    let mut reconciler = Reconciler::new(XfrmSocket::open()?);
-    let outcome = run(&mut reconciler, &plan)?;
+    let mut reconciler = reconciler()?;
+    let outcome = run(&mut reconciler, &target)?;
     let measured = meter.stop();
-    let wanted = plan.states.len() + plan.policies.len();
+    let plan = cluster.plan();
+    let wanted = plan.sas.len() + plan.policies.len();
     ensure!(outcome.changed == wanted, "{} of {wanted} objects made: {outcome:?}", outcome.changed);
     Ok(measured)
 }
 
-fn run(reconciler: &mut Reconciler<XfrmSocket>, plan: &Plan) -> anyhow::Result<Outcome> {
-    let outcome = reconciler.run(plan, Instant::now())?;
+/// The least of several times for the key agreements with all peers.
+fn agreements(cluster: &Cluster) -> anyhow::Result<f64> {
+    let mut least = f64::INFINITY;
+    for _ in 0..LOADS {
+        let meter = Meter::start();
+        cluster.agree()?;
+        least = least.min(meter.stop().seconds);
+    }
+    Ok(least)
+}
+
+fn run<S: JournalStore>(
+    reconciler: &mut Reconciler<XfrmSocket, S>,
+    target: &ReconcileTarget,
+) -> anyhow::Result<ReconcileReport> {
+    let outcome = reconciler.run(target)?;
     ensure!(outcome.is_complete() && outcome.findings.is_empty(), "not all was done: {outcome:?}");
     Ok(outcome)
 }
 
-fn step(measured: Measured, outcome: &Outcome) -> Value {
+fn step(measured: Measured, outcome: &ReconcileReport) -> Value {
     let mut step = json!(measured);
     step["writes"] = json!(outcome.changed);
     step

@@ -19,7 +19,7 @@ use crate::pcap::{self, Packet};
 use crate::place::Place;
 use crate::wait::wait_until;
 
-/// The port of RFC 863: nobody answers.
+/// The port of RFC 863: nothing answers.
 const DISCARD: u16 = 9;
 
 /// A capture that is running.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::interface::{CALICO_ADDRESS, EXCLUDE_LABEL};
 use anyhow::{Context, Result};
-use secureoverlay_common::names::{CALICO_ADDRESS, EXCLUDE_LABEL};
 
 use crate::lab::{Lab, STARTUP_TAINT, TUNNEL_MTU};
 use crate::wait::wait_until;
@@ -25,8 +25,29 @@ const OBJECTS: &[&str] = &[
     "role/ucp-secureoverlay-mgr",
     "clusterrolebinding/ucp-secureoverlay-startup-taint",
     "clusterrole/ucp-secureoverlay-startup-taint",
+    "clusterrolebinding/secureoverlay-lab-operator",
+    "clusterrole/secureoverlay-operator",
+    "clusterrole/secureoverlay-view",
+    "customresourcedefinition/clusterencryptions.secureoverlay.io",
+    "customresourcedefinition/keyrotations.secureoverlay.io",
+    "customresourcedefinition/encryptionpeers.secureoverlay.io",
     "customresourcedefinition/nodeencryptions.secureoverlay.io",
 ];
+/// The same in the namespace `default`.
+const ELSEWHERE: &[&str] = &["rolebinding/ucp-secureoverlay-mgr-events", "role/ucp-secureoverlay-mgr-events"];
+
+/// Deletes Nodes that are none of the lab's; says which there were.
+fn strangers(lab: &Lab) -> Result<Vec<String>> {
+    let names = lab.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"])?;
+    let strange = names.split_whitespace().filter(|name| lab.nodes().iter().all(|node| node.name != *name));
+    strange
+        .map(|name| {
+            lab.kubectl(&["delete", "node", name])?;
+            Ok(format!("the Node {name}"))
+        })
+        .collect()
+}
+
 const PODS: &str = "k8s-app=ucp-secureoverlay-agent";
 const MANAGER_PODS: &str = "app=ucp-secureoverlay-mgr";
 
@@ -41,7 +62,11 @@ pub fn clean(lab: &Lab) -> Result<Vec<String>> {
         &[&["-n", "kube-system", "delete", "--ignore-not-found", "--wait=false", "-o", "name"], OBJECTS]
             .concat(),
     )?;
-    found.extend(said.lines().map(str::to_owned));
+    let elsewhere = lab.kubectl(
+        &[&["-n", "default", "delete", "--ignore-not-found", "--wait=false", "-o", "name"], ELSEWHERE]
+            .concat(),
+    )?;
+    found.extend(said.lines().chain(elsewhere.lines()).map(str::to_owned));
     for selector in [PODS, MANAGER_PODS] {
         let gone = || {
             let pods = lab.kubectl(&["-n", "kube-system", "get", "pods", "-l", selector, "-o", "name"])?;
@@ -55,7 +80,12 @@ pub fn clean(lab: &Lab) -> Result<Vec<String>> {
             wait_until("our pods to be gone", Duration::from_secs(30), gone)?;
         }
     }
+    found.extend(strangers(lab)?);
     for node in lab.nodes() {
+        if lab.has_moved(node)? {
+            lab.move_address(node, node.ip)?;
+            found.push(format!("{} had another address", node.name));
+        }
         let object = lab.kubectl_json(&["get", "node", &node.name])?;
         if object["spec"]["unschedulable"] == true {
             lab.kubectl(&["uncordon", &node.name])?;

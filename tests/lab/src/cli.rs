@@ -104,7 +104,7 @@ enum Cmd {
     },
     /// Name the scenarios, and say which the gate runs, how long each takes, and which need the machine for themselves.
     List,
-    /// Tell the whole story, for somebody who has never seen it: `make demo`.
+    /// Tell the whole story, for a first-time reader: `make demo`.
     Demo {
         /// Keep a lab that was made for this.
         #[arg(long)]

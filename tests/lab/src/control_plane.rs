@@ -17,6 +17,14 @@ use crate::wait::wait_until;
 /// Name of the API server's process in the lab's state.
 pub const API_SERVER: &str = "kube-apiserver";
 
+/// Name of etcd's process in the lab's state.
+pub const ETCD: &str = "etcd";
+
+/// Where etcd's data is.
+pub fn etcd_data() -> PathBuf {
+    Place::here().memory().join("etcd")
+}
+
 /// The administrator's kubeconfig.
 pub fn kubeconfig() -> PathBuf {
     Place::here().directory().join("kubeconfig")
@@ -39,10 +47,10 @@ pub fn start(name: &str, program: &Path, arguments: &[String]) -> Result<Recorde
 
 /// Starts etcd; its data is in memory.
 pub fn start_etcd(programs: &Programs) -> Result<Recorded> {
-    let data = Place::here().memory().join("etcd");
+    let data = etcd_data();
     fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
     start(
-        "etcd",
+        ETCD,
         &programs.etcd,
         &[
             format!("--data-dir={}", data.display()),

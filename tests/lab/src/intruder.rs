@@ -1,4 +1,4 @@
-//! A fourth host on the bridge, which belongs to nobody's cluster and sends whatever it likes.
+//! A fourth host on the bridge, which belongs to no cluster and sends whatever it likes.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};

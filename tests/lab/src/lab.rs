@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,8 @@ use serde_json::Value;
 use crate::cache::kernel::Kernel;
 use crate::cache::kubernetes::{Kubernetes, Programs, Release};
 use crate::cache::rootfs;
-use crate::control_plane::{self, API_SERVER};
+use crate::control_plane::{self, API_SERVER, ETCD};
+use crate::interface::CALICO_ADDRESS;
 use crate::network::{self, inside};
 use crate::node::{Outcome, Parts};
 use crate::place::Place;
@@ -186,9 +188,32 @@ impl Lab {
         self.exec_ok(node, &["sh", "/lab/node/kubelet.sh"]).map(drop)
     }
 
+    /// Gives a host another name, or its own again: its kubelet registers under it, as after a change of the host name. Its
+    /// Node of the old name stays.
+    pub fn rename(&self, node: &Node, to: &Node) -> Result<()> {
+        self.stop_kubelet(&node.name)?;
+        let (keep, take) = if node.name == to.name {
+            ("true", "own.kubeconfig")
+        } else {
+            ("cp kubelet.kubeconfig own.kubeconfig", "renamed.kubeconfig")
+        };
+        let script = format!(
+            "cd /lab/node; {keep}; cp {take} kubelet.kubeconfig; sed -i 's/^NODE_NAME=.*/NODE_NAME={}/' environment",
+            to.name
+        );
+        self.exec_ok(&node.name, &["sh", "-ec", &script])?;
+        self.start_kubelet(&node.name)?;
+        self.introduce(to)
+    }
+
     /// The taints that a node's kubelet registers with when it is started the next time, as its flag takes them.
     pub fn register_with_taints(&self, node: &str, taints: &str) -> Result<()> {
         self.node(node)?.write_taints(taints)
+    }
+
+    /// Whether a node's guest runs.
+    pub fn is_on(&self, node: &str) -> Result<bool> {
+        Ok(self.process(node)?.is_running())
     }
 
     /// Pulls a node's plug: its guest is gone at once, with all that it held.
@@ -231,6 +256,39 @@ impl Lab {
         Ok(())
     }
 
+    /// Gives a node this address on the bridge, beside the one that the lab reaches it by: packets to other nodes come from
+    /// it from now on, and the others' tunnels lead to it.
+    pub fn move_address(&self, node: &Node, to: Ipv4Addr) -> Result<()> {
+        let (prefix, network) = (network::PREFIX, network::NETWORK);
+        let mut script =
+            format!("ip route replace {network}/{prefix} dev vec0 proto kernel scope link src {to}\n");
+        if to == node.ip {
+            script += &format!("ip address delete {}/{prefix} dev vec0 || true\n", node.other_ip());
+        } else {
+            script = format!("ip address replace {to}/{prefix} dev vec0\n{script}");
+        }
+        self.exec_ok(&node.name, &["sh", "-ec", &script])?;
+        self.on_all_nodes(|peer| {
+            if peer.name != node.name {
+                let new = format!("s#{},[0-9.]*#{},{to}#", node.pod_cidr, node.pod_cidr);
+                let script = format!(
+                    "sed -i '/^PEERS=/{new}' /lab/node/environment; sh /lab/node/routes.sh calico {}",
+                    self.tunnel_mtu()
+                );
+                peer.exec_ok(&["sh", "-ec", &script])?;
+            }
+            Ok(())
+        })?;
+        let annotation = format!("{CALICO_ADDRESS}={to}/{prefix}");
+        self.kubectl(&["annotate", "--overwrite", "node", &node.name, &annotation]).map(drop)
+    }
+
+    /// Whether a node has the address that [`Lab::move_address`] may give it.
+    pub fn has_moved(&self, node: &Node) -> Result<bool> {
+        let shown = self.exec_ok(&node.name, &["ip", "-4", "-o", "address", "show", "dev", "vec0"])?;
+        Ok(shown.contains(&format!(" {}/", node.other_ip())))
+    }
+
     /// MTU of the nodes' tunnels.
     pub fn tunnel_mtu(&self) -> u32 {
         self.state().tunnel_mtu
@@ -246,17 +304,27 @@ impl Lab {
     /// Starts whatever a scenario stopped and left stopped; says what that was.
     pub fn revive(&self) -> Result<Vec<String>> {
         let mut revived = Vec::new();
+        if !self.process(ETCD)?.is_running() {
+            self.record(ETCD, control_plane::start_etcd(&self.parts.programs)?)?;
+            revived.push("etcd was stopped".to_owned());
+        }
         if !self.process(API_SERVER)?.is_running() {
             self.start_api()?;
             revived.push("the API server was stopped".to_owned());
         }
         for node in &self.nodes {
+            node.write_boot_id(None)?;
             if !self.process(&node.name)?.is_running() {
                 self.power_on(&node.name)?;
                 revived.push(format!("{} was off", node.name));
             } else if self.exec(&node.name, &["pgrep", "-x", "kubelet"])?.status != 0 {
                 self.start_kubelet(&node.name)?;
                 revived.push(format!("the kubelet of {} was stopped", node.name));
+            }
+            let own = format!("NODE_NAME={}", node.name);
+            if self.exec(&node.name, &["grep", "-qx", &own, "/lab/node/environment"])?.status != 0 {
+                self.rename(node, node)?;
+                revived.push(format!("{} had another name", node.name));
             }
         }
         self.wait_ready(Duration::from_secs(60))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
-use secureoverlay_common::suite::Suite;
+use secureoverlay_keyring::suite::Suite;
 use serde::{Deserialize, Serialize};
 
 use crate::network::within_namespace;

@@ -6,14 +6,14 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::interface::CALICO_ADDRESS;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use secureoverlay_common::names::CALICO_ADDRESS;
 use serde_json::json;
 
 use crate::cache::kubernetes::Kubernetes;
 use crate::cache::rootfs;
-use crate::control_plane::{self, API_SERVER};
+use crate::control_plane::{self, API_SERVER, ETCD};
 use crate::host;
 use crate::lab::{self, Lab, TUNNEL_MTU};
 use crate::network;
@@ -76,7 +76,7 @@ impl Lab {
         let pki = Pki::create(&Place::here().directory().join("pki"))?;
         pki.kubeconfig(&control_plane::kubeconfig(), "lab-admin", Some("system:masters"))?;
         let programs = &self.parts.programs;
-        self.record("etcd", control_plane::start_etcd(programs)?)?;
+        self.record(ETCD, control_plane::start_etcd(programs)?)?;
         self.record(API_SERVER, control_plane::start_api_server(programs)?)?;
         if self.nodes.is_empty() {
             return self.finish_up(&pki);

@@ -17,6 +17,8 @@ use crate::state::Node;
 pub const BRIDGE: &str = "br0";
 /// The control plane's address on the bridge.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+/// The nodes' network.
+pub const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 0);
 /// Prefix length of the nodes' network.
 pub const PREFIX: u8 = 24;
 /// The API server's service address, reachable without kube-proxy because it is the bridge's.
@@ -73,9 +75,14 @@ pub fn create(nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
+/// Frames that wait for a guest, or in one for its tap. With the default of 1000 a guest that gets no processor time for a
+/// second or two loses packets, which a real node's network card would not.
+pub const QUEUE: &str = "10000";
+
 /// Adds one more port to the bridge.
 pub fn add_tap(name: &str) -> Result<()> {
     ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
+    ip(&["link", "set", name, "txqueuelen", QUEUE])?;
     ip(&["link", "set", name, "master", BRIDGE])?;
     ip(&["link", "set", name, "up"])
 }

@@ -65,6 +65,12 @@ impl Node {
             &format!("system:node:{}", self.name),
             Some("system:nodes"),
         )?;
+        let renamed = self.renamed();
+        pki.kubeconfig(
+            &dir.join("renamed.kubeconfig"),
+            &format!("system:node:{}", renamed.name),
+            Some("system:nodes"),
+        )?;
         fs::copy(pki.path("ca.crt"), dir.join("ca.crt")).context("copying the authority's certificate")?;
         for (name, text) in [
             ("boot.sh", BOOT),
@@ -77,6 +83,16 @@ impl Node {
         }
         self.write_environment(state, parts)?;
         self.write_cni(state)
+    }
+
+    /// The boot ID that the guest has from its next boot on, as far as its kubelet can see; its own if there is none.
+    pub fn write_boot_id(&self, boot_id: Option<&str>) -> Result<()> {
+        let file = self.directory().join("boot_id");
+        match boot_id {
+            Some(boot_id) => fs::write(&file, format!("{boot_id}\n")).context("writing a boot ID"),
+            None if file.exists() => fs::remove_file(&file).context("removing a boot ID"),
+            None => Ok(()),
+        }
     }
 
     /// For the kubelet's `--register-with-taints`.

@@ -1,4 +1,4 @@
-//! The cluster's certificates, made anew for every lab and valid for nobody else.
+//! The cluster's certificates, made anew for every lab and valid for no other.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};

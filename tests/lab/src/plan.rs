@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// A file beside the others that nobody has put on the list would never run.
+    /// A file beside the others that is not on the list would never run.
     #[test]
     fn every_scenario_that_is_written_is_on_the_list() {
         let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/scenarios");

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 
 use crate::images::{Entry, Image};
+use crate::interface::{agent, manager};
 use crate::progress::{Stage, stage};
 use crate::run::{counted, output};
 
@@ -26,15 +27,15 @@ pub const PROBER: &str = "docker.io/secureoverlay/prober";
 
 /// Short intervals, so that the lab shows in seconds what takes hours in a data centre; the manifests that
 /// ship need not be changed for it.
-const MANAGER_ENV: &[&str] = &[
+const MANAGER_ENV: &[(&str, &str)] = &[
     // The lab's kubelets bring a mounted Secret up to date within 5 s.
-    "SECUREOVERLAY_PROPAGATION_DELAY=10s",
-    "SECUREOVERLAY_POLL_INTERVAL=1s",
+    (manager::PROPAGATION_DELAY, "10s"),
+    (manager::POLL_INTERVAL, "1s"),
 ];
-const AGENT_ENV: &[&str] = &[
-    "SECUREOVERLAY_RESYNC=5s",
+const AGENT_ENV: &[(&str, &str)] = &[
+    (agent::RESYNC, "5s"),
     // Tunnels have Calico's default MTU here, and probes are small.
-    "SECUREOVERLAY_MTU_POLICY=warn",
+    (agent::MTU_POLICY, "warn"),
 ];
 
 /// Where another process of the lab has built the programs already.
@@ -68,7 +69,7 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
         reference: format!("{MANAGER}:{VERSION}"),
         content: vec![("ucp-secureoverlay-mgr".into(), Entry::File(programs.join("ucp-secureoverlay-mgr")))],
         entrypoint: vec!["/ucp-secureoverlay-mgr".into()],
-        env: MANAGER_ENV.iter().map(ToString::to_string).collect(),
+        env: environment(MANAGER_ENV),
         user: "65532:65532".into(),
     };
     let agent = Image {
@@ -78,7 +79,7 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
             Entry::File(programs.join("ucp-secureoverlay-agent")),
         )],
         entrypoint: vec!["/ucp-secureoverlay-agent".into()],
-        env: AGENT_ENV.iter().map(ToString::to_string).collect(),
+        env: environment(AGENT_ENV),
         user: String::new(),
     };
     let mut content = vec![
@@ -103,6 +104,10 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
     Ok([manager, agent, prober].into_iter().chain(next).collect())
 }
 
+fn environment(variables: &[(&str, &str)]) -> Vec<String> {
+    variables.iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
 /// Where our programs are, for use on this machine; built once.
 pub fn programs() -> Result<PathBuf> {
     static PROGRAMS: Mutex<Option<PathBuf>> = Mutex::new(None);
@@ -117,65 +122,56 @@ fn busybox(root: &Path) -> PathBuf {
     root.join("usr/bin/busybox")
 }
 
+/// What is in the images.
+const PACKAGES: [&str; 3] = ["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-prober"];
+
 /// Builds our programs without any library that an image from scratch lacks.
-///
-/// They are optimised less than a release, in a directory of their own: what changes is built again in
-/// seconds, and no other build is waited for.
 fn build() -> Result<PathBuf> {
     let step = stage("building the static programs", "4 min the first time, then 20 s");
-    let mut cargo = static_build()?;
-    cargo.directory.push("images");
-    let quick = [
-        ("CARGO_INCREMENTAL", "1"),
-        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
-        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
-    ];
-    cargo.command.envs(quick);
-    let programs =
-        cargo.run(&step, &["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-prober"])?;
+    let programs = static_build(&step, &PACKAGES, &[])?;
     step.done();
     Ok(programs)
 }
 
-/// Builds the program that measures, optimised as in a release, and returns its path.
+/// Builds the program that measures, and returns its path. What is measured is optimised as in a release: the agent's code
+/// here, the ciphers and netlink by the profile; what they do not call is taken from the other programs' build.
 pub fn bench() -> Result<PathBuf> {
-    let step = stage("building the bench", "5 min the first time");
-    let programs = static_build()?.run(&step, &["secureoverlay-bench"])?;
+    let step = stage("building the bench", "3 min the first time");
+    let measured =
+        ["secureoverlay-agent", "secureoverlay-agent-core", "secureoverlay-keyring", "secureoverlay-bench"];
+    // All at once: for fewer, dependencies would be built again with fewer features.
+    let packages: Vec<&str> = PACKAGES.into_iter().chain(["secureoverlay-bench"]).collect();
+    let programs = static_build(&step, &packages, &measured)?;
     step.done();
     Ok(programs.join("secureoverlay-bench"))
 }
 
-/// A build without any library from outside.
-struct StaticBuild {
-    command: Command,
-    directory: PathBuf,
-}
-
-fn static_build() -> Result<StaticBuild> {
+/// Builds these packages without any library from outside, and returns the directory of the programs.
+///
+/// They are optimised less than a release, but for those that are named, in a directory of their own: what changes is built
+/// again in seconds, and no other build is waited for.
+fn static_build(step: &Stage, packages: &[&str], optimised: &[&str]) -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let directory = target_directory(&cargo, &workspace)?;
+    let directory = target_directory(&cargo, &workspace)?.join("images");
     let mut command = Command::new(&cargo);
-    command.current_dir(&workspace).env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS").args([
-        "build",
-        "--release",
-        "--locked",
-        "--target",
-        TARGET,
+    command.current_dir(&workspace).env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.envs([
+        ("CARGO_INCREMENTAL", "1"),
+        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
     ]);
-    Ok(StaticBuild { command, directory })
-}
-
-impl StaticBuild {
-    /// Builds these packages and returns the directory of the programs.
-    fn run(mut self, step: &Stage, packages: &[&str]) -> Result<PathBuf> {
-        self.command.arg("--target-dir").arg(&self.directory);
-        for package in packages {
-            self.command.args(["--package", package]);
-        }
-        counted(&mut self.command, step, "crates", None, |line| line.trim_start().starts_with("Compiling "))?;
-        Ok(self.directory.join(TARGET).join("release"))
+    command.args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(&directory);
+    for package in packages {
+        command.args(["--package", package]);
     }
+    for package in optimised {
+        for setting in ["opt-level=3", "codegen-units=4"] {
+            command.arg("--config").arg(format!("profile.release.package.{package}.{setting}"));
+        }
+    }
+    counted(&mut command, step, "crates", None, |line| line.trim_start().starts_with("Compiling "))?;
+    Ok(directory.join(TARGET).join("release"))
 }
 
 fn target_directory(cargo: &OsStr, workspace: &Path) -> Result<PathBuf> {

@@ -75,6 +75,8 @@ pub fn run(args: &RunArgs) -> Result<i32> {
     } else {
         prepare(args.kubernetes)?;
         verdicts = lanes::run(&plan.lanes, profile, args.kubernetes)?;
+        // Lanes end at an interrupt too: no lab is to be made for those that run alone while that removes all.
+        interrupt::let_it_finish();
     }
     verdicts.extend(in_one_lab(&here, beside, &plan.alone, profile, args.kubernetes, kept)?);
     verdicts.extend(run_all(None, &plan.last, profile));

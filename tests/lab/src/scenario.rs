@@ -199,6 +199,13 @@ impl Report {
         }
     }
 
+    /// Adds what a part of the scenario found.
+    pub fn absorb(&mut self, part: Self) {
+        self.figures.extend(part.figures);
+        self.failed.extend(part.failed);
+        self.unproven += part.unproven;
+    }
+
     /// Whether all checks held so far.
     pub fn ok(&self) -> bool {
         self.failed.is_empty()

@@ -46,6 +46,16 @@ impl Node {
         }
     }
 
+    /// Another address on the bridge, which no node has unless a scenario gives it.
+    pub fn other_ip(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 200, 0, 110 + self.index)
+    }
+
+    /// The same host under the other name that it has credentials for.
+    pub fn renamed(&self) -> Self {
+        Self { name: format!("{}-renamed", self.name), ..self.clone() }
+    }
+
     /// What Calico notes on the Node object.
     pub fn calico_address(&self) -> String {
         format!("{}/{}", self.ip, network::PREFIX)

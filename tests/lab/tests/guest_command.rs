@@ -47,7 +47,7 @@ fn host_files_are_read_only() {
     assert!(!Path::new("/etc/secureoverlay-lab-was-here").exists());
 }
 
-/// Somebody's checkout, or their builds, may be there.
+/// A checkout, or builds, may be there.
 #[test]
 fn a_directory_in_tmp_is_seen_and_read_only_and_the_rest_is_the_guests_own() {
     let directory = tempfile::tempdir_in("/tmp").unwrap();

@@ -36,7 +36,7 @@ enum Command {
         /// UDP address for probes.
         #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))]
         listen: SocketAddr,
-        /// TCP address for requests. Whoever reaches it can make this pod send: for test networks only.
+        /// TCP address for requests. Every host that reaches it can make this pod send: for test networks only.
         #[arg(long, default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))]
         control: SocketAddr,
     },

@@ -1,511 +1,501 @@
-//! How faults come over the world, and how they end.
+//! How things go wrong, and how they end.
 
-use std::{net::IpAddr, time::Duration};
+use std::{rc::Rc, time::Duration};
 
-use secureoverlay_common::{ring::Enforcement, uid::Uid};
-use secureoverlay_manager_core::snapshot::OperatorRequests;
-
-use crate::{
-    api::{Change, DaemonSet, Secret, What, Who},
-    fault::Fault,
-    machine::Machine,
-    world::{Break, Event, Luck, World},
+use secureoverlay_agent_core::xfrm::SaId;
+use secureoverlay_keyring::{
+    settings::{EnforcementGoal, RotationSchedule},
+    suite::Suite,
 };
 
-/// The node controller calls a node unready after so long without a word of its kubelet.
-const UNREADY: Duration = Duration::from_secs(40);
+use crate::{
+    Time,
+    agents::AgentEvent,
+    api::{NodeEncryption, Peer, Secret},
+    disk::Directory,
+    fault::Fault,
+    kernel::Tables,
+    rng::Rng,
+    watch::What,
+    world::{Event, Phase, World, address_of},
+};
 
 /// The end of a fault.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heal {
-    /// A manager starts, if none is there.
-    Manager,
-    /// The manager of this number is taken away.
-    ExtraManager(usize),
-    /// An agent starts.
+    /// An agent's process may start.
     Agent(usize),
-    /// The kubelet ends a pod whose DaemonSet is gone.
-    Pod(usize),
-    /// The DaemonSet is gone.
-    DaemonSetGone(Uid),
-    /// A machine reaches the API again.
+    /// A manager starts.
+    Manager(usize),
+    /// A manager is one too many.
+    EndManager(usize),
+    /// A node reaches the API again.
     Partition(usize),
-    /// The node controller says what it thinks of a machine's readiness.
-    Readiness(usize),
-    /// The label that excludes a node goes.
+    /// A node takes part again.
     Included(usize),
-    /// A Node shows its machine's boot ID.
-    BootId(usize),
+    /// A Node object is made again.
+    Node(usize),
+    /// There is room again.
+    Directory(usize),
     /// A kernel refuses nothing any more.
     Kernel(usize),
-    /// The rubbish is replaced by the ring that was there before.
-    Secret,
-    /// The manifest is applied.
-    Manifest,
-    /// A kubelet makes its Node.
-    Node(usize),
-    /// The request for an enforcement is taken back.
-    NoEnforcementRequest,
+    /// ESP passes again.
+    Esp(usize, usize),
+    /// Large packets pass again.
+    Narrow(usize, usize),
+    /// The Secret holds no rubbish any more.
+    Rubbish,
+    /// API servers restart.
+    ApiRestart,
+    /// Encryption is wanted again.
+    On,
 }
 
 impl World {
-    /// The fault of this number happens.
+    /// A machine by a fault's number, if it lives.
+    fn machine(&self, number: usize) -> Option<usize> {
+        let living: Vec<usize> = (0..self.machines.len()).filter(|at| self.machines[*at].live).collect();
+        (!living.is_empty()).then(|| living[number % living.len()])
+    }
+
+    /// A fault happens.
     pub fn fault(&mut self, number: usize) {
-        let fault = self.scenario.faults[number].fault;
-        if self.calm || self.machines.is_empty() {
-            return;
-        }
-        *self.tally.faults.entry(fault.kind()).or_default() += 1;
+        let Some(planned) = self.scenario.faults.get(number).copied() else { return };
+        let fault = planned.fault;
         self.tell(|| format!("FAULT {fault:?}"));
-        self.hinder(fault);
-        self.inject(fault);
+        *self.tally.faults.entry(fault.kind()).or_default() += 1;
+        self.carry_out(fault);
+        self.wake_watches();
+        self.wake_managers();
     }
 
-    fn one_of(&self, machine: usize) -> usize {
-        machine % self.machines.len()
-    }
-
-    /// Notes for how long a fault may keep agents from following the ring.
-    fn hinder(&mut self, fault: Fault) {
-        let (which, time) = match fault {
-            Fault::AgentKilled { machine, down: time }
-            | Fault::AgentStopped { machine, time }
-            | Fault::AgentSlow { machine, time }
-            | Fault::Partitioned { machine, time }
-            | Fault::Excluded { machine, time }
-            | Fault::BootIdHidden { machine, time }
-            | Fault::KernelRefuses { machine, time, .. } => (Some(machine), time),
-            Fault::AgentDiesMidway { machine, .. }
-            | Fault::Rebooted { machine }
-            | Fault::Recreated { machine }
-            | Fault::Left { machine }
-            | Fault::StatesFlushed { machine }
-            | Fault::PoliciesFlushed { machine }
-            | Fault::Flushed { machine }
-            | Fault::SomeDeleted { machine, .. } => (Some(machine), 60),
-            Fault::SecretRubbish { time }
-            | Fault::SecretDeleted { time }
-            | Fault::DaemonSetRecreated { time }
-            | Fault::DaemonSetOrphaned { time } => (None, time + 60),
-            Fault::WatchesLost | Fault::SecretWiped | Fault::SecretRestored { .. } => (None, 30),
-            Fault::ManagerKilled { .. }
-            | Fault::ManagerStopped { .. }
-            | Fault::SecondManager { .. }
-            | Fault::Joined { .. }
-            | Fault::AcknowledgementsDeleted
-            | Fault::ClockJumped { .. }
-            | Fault::GoalChanged { .. }
-            | Fault::OffRequested { .. }
-            | Fault::RotationRequested
-            | Fault::SkipRequested
-            | Fault::NodesHidden { .. } => return,
-        };
-        let until = self.now + Duration::from_secs(time);
-        let which = which.map(|machine| self.one_of(machine));
-        for (at, machine) in self.machines.iter_mut().enumerate() {
-            if which.is_none_or(|which| which == at) {
-                machine.hindered_until = machine.hindered_until.max(until);
-            }
-        }
-    }
-
-    fn inject(&mut self, fault: Fault) {
-        let seconds = Duration::from_secs;
+    fn carry_out(&mut self, fault: Fault) {
+        let seconds = Time::from_secs;
+        let pick = |world: &Self, number| world.machine(number).unwrap_or(0);
         match fault {
             Fault::ManagerKilled { down } => {
-                for at in 0..self.managers.len() {
-                    self.end_manager(at);
-                }
-                self.after(seconds(down), Event::Heal(Heal::Manager));
+                self.end_manager(0);
+                self.after(seconds(down), Event::Heal(Heal::Manager(0)));
             }
             Fault::ManagerStopped { time } => {
                 let until = self.now + seconds(time);
-                // One of several, if there are several.
-                if let Some(manager) = self.managers.iter_mut().find(|manager| manager.alive) {
-                    manager.stopped_until = until;
-                }
+                self.managers.iter_mut().take(1).flatten().for_each(|manager| manager.stopped_until = until);
             }
             Fault::SecondManager { time } => {
-                let at = self.managers.len();
-                self.start_manager();
-                self.after(seconds(time), Event::Heal(Heal::ExtraManager(at)));
+                self.start_manager(1);
+                self.after(seconds(time), Event::Heal(Heal::EndManager(1)));
             }
+            Fault::NodesHidden { time } => {
+                let until = self.now + seconds(time);
+                self.managers.iter_mut().take(1).flatten().for_each(|manager| manager.hides_until = until);
+            }
+            Fault::ClockJumped { seconds } => self.clock += seconds,
             Fault::AgentKilled { machine, down } => {
-                let at = self.one_of(machine);
-                self.end_agent(at);
-                self.after(seconds(down), Event::Heal(Heal::Agent(at)));
+                let at = pick(self, machine);
+                self.replace_agent(at, seconds(down));
             }
             Fault::AgentStopped { machine, time } => {
-                let at = self.one_of(machine);
+                let at = pick(self, machine);
                 self.machines[at].stopped_until = self.now + seconds(time);
             }
             Fault::AgentSlow { machine, time } => {
-                let at = self.one_of(machine);
+                let at = pick(self, machine);
                 self.machines[at].slow_until = self.now + seconds(time);
             }
             Fault::AgentDiesMidway { machine, after } => {
-                let at = self.one_of(machine);
-                self.machines[at].tables.borrow_mut().dies_after = Some(after);
+                let at = pick(self, machine);
+                if let Some(process) = &self.machines[at].process {
+                    process.fuse().set(Some(after));
+                }
             }
-            Fault::Partitioned { machine, time } => self.partition(machine, seconds(time)),
-            Fault::Joined { reuse } => self.joined(reuse),
+            Fault::Partitioned { machine, time } => {
+                let at = pick(self, machine);
+                self.machines[at].partitioned = true;
+                self.cut(at, What::Secret);
+                self.cut(at, What::Peers);
+                self.after(seconds(time), Event::Heal(Heal::Partition(at)));
+            }
+            Fault::Joined { reuse } => {
+                let free = self
+                    .machines
+                    .iter()
+                    .find(|machine| !machine.live && !self.network.owners.contains_key(&machine.ip()));
+                let address = free.map(|machine| machine.address).filter(|_| reuse);
+                if self.machines.len() < self.scenario.machines + 6 {
+                    let at = self.add_machine(address);
+                    let pause = self.rng.millis(500, 20_000);
+                    self.after(pause, Event::Heal(Heal::Agent(at)));
+                }
+            }
             Fault::Left { machine } => {
-                let at = self.one_of(machine);
-                if self.live().count() > 2 && self.machines[at].live {
-                    self.end_agent(at);
-                    self.machines[at].live = false;
-                    self.delete_node(at);
+                let at = pick(self, machine);
+                if self.machines.iter().filter(|machine| machine.live).count() > 2 {
+                    self.leave(at);
                 }
             }
-            Fault::Rebooted { machine } => self.reboot(machine),
-            Fault::Recreated { machine } => {
-                let at = self.one_of(machine);
-                if self.machines[at].live && self.machines[at].uid.is_some() {
-                    self.delete_node(at);
-                    let pause = self.luck(Luck::Machine(at)).millis(200, 10_000);
-                    self.after(pause, Event::Heal(Heal::Node(at)));
+            Fault::Rebooted { machine, time } => self.reboot(pick(self, machine), seconds(time)),
+            Fault::AllRebooted => {
+                for at in 0..self.machines.len() {
+                    let time = self.rng.millis(5000, 60_000);
+                    if self.machines[at].live {
+                        self.reboot(at, time);
+                    }
                 }
+            }
+            Fault::AddressChanged { machine } => {
+                let at = pick(self, machine);
+                let number = 1000 + usize::try_from(self.rng.below(60_000)).unwrap_or(0);
+                self.readdress(at, number);
+            }
+            Fault::AddressesSwapped { machine, other } => self.swap(pick(self, machine), pick(self, other)),
+            Fault::Recreated { machine, time } => {
+                let at = pick(self, machine);
+                let name = self.machines[at].name.clone();
+                self.api.next("Node");
+                self.api.store.nodes.remove(&name);
+                self.after(seconds(time), Event::Heal(Heal::Node(at)));
             }
             Fault::Excluded { machine, time } => {
-                let at = self.one_of(machine);
-                self.edit_node(at, |node| node.excluded = true);
+                let at = pick(self, machine);
+                self.exclude(at, true);
                 self.after(seconds(time), Event::Heal(Heal::Included(at)));
             }
-            Fault::BootIdHidden { machine, time } => {
-                let at = self.one_of(machine);
-                self.edit_node(at, |node| node.boot = None);
-                self.after(seconds(time), Event::Heal(Heal::BootId(at)));
+            Fault::DirectoryEmptied { machine } => {
+                let at = pick(self, machine);
+                let mut directory = self.machines[at].directory.borrow_mut();
+                *directory = Directory {
+                    emptied: directory.emptied + 1,
+                    full: directory.full,
+                    first: directory.first.take(),
+                    ..Directory::default()
+                };
             }
-            Fault::StatesFlushed { machine } => self.flush(machine, 100, 0),
-            Fault::PoliciesFlushed { machine } => self.flush(machine, 0, 100),
-            Fault::Flushed { machine } => self.flush(machine, 100, 100),
-            Fault::SomeDeleted { machine, percent } => self.flush(machine, percent, percent),
+            Fault::DirectoryFull { machine, time } => {
+                let at = pick(self, machine);
+                self.machines[at].directory.borrow_mut().full = true;
+                self.after(seconds(time), Event::Heal(Heal::Directory(at)));
+            }
+            Fault::JournalLost { machine } => {
+                let at = pick(self, machine);
+                let mut directory = self.machines[at].directory.borrow_mut();
+                directory.journal = None;
+                directory.emptied += 1;
+            }
+            Fault::IdentityRestored { machine } => {
+                let at = pick(self, machine);
+                let mut directory = self.machines[at].directory.borrow_mut();
+                if let Some(first) = directory.first.clone() {
+                    directory.identity = Some(first);
+                    directory.emptied += 1;
+                }
+            }
+            Fault::SasFlushed { machine } => self.flush(pick(self, machine), 100, 0),
+            Fault::PoliciesFlushed { machine } => self.flush(pick(self, machine), 0, 100),
+            Fault::Flushed { machine } => self.flush(pick(self, machine), 100, 100),
+            Fault::SomeDeleted { machine, percent } => self.flush(pick(self, machine), percent, percent),
             Fault::KernelRefuses { machine, percent, time } => {
-                let at = self.one_of(machine);
+                let at = pick(self, machine);
                 self.machines[at].tables.borrow_mut().refuses = percent;
                 self.after(seconds(time), Event::Heal(Heal::Kernel(at)));
             }
-            Fault::WatchesLost => {
-                let all: Vec<(Who, What)> =
-                    self.streams.iter().filter(|(_, stream)| stream.up).map(|(key, _)| *key).collect();
-                for (who, what) in all {
-                    self.lose(who, what);
+            Fault::EspBlocked { from, to, time } => {
+                let pair = (pick(self, from), pick(self, to));
+                self.network.esp_blocked.insert(pair);
+                self.after(seconds(time), Event::Heal(Heal::Esp(pair.0, pair.1)));
+            }
+            Fault::Narrow { from, to, time } => {
+                let pair = (pick(self, from), pick(self, to));
+                self.network.narrow.insert(pair);
+                self.after(seconds(time), Event::Heal(Heal::Narrow(pair.0, pair.1)));
+            }
+            Fault::WatchesLost => self.cut_all(),
+            Fault::WatchesSilent { machine } => {
+                let at = pick(self, machine);
+                let until = self.now + self.rng.millis(180_000, 240_000);
+                if let Some(process) = &mut self.machines[at].process {
+                    (process.secret.silent_until, process.peers.silent_until) = (until, until);
                 }
             }
             Fault::SecretRubbish { time } => {
-                let rubbish = self.luck(Luck::Faults).below(4);
-                if let Some((secret, _)) = self.objects.secret.clone() {
-                    let document: &[u8] =
-                        [&b"{[ not yaml"[..], b"version: 9\n", &[0xff; 40], b"keys: none\n"]
-                            [rubbish as usize];
-                    self.write_secret(Some(Secret { document: Some(document.to_vec()), ..secret }));
-                    self.after(seconds(time), Event::Heal(Heal::Secret));
+                self.edit_secret(|secret| secret.document = Some(Rc::from(&b"no ring: ["[..])));
+                self.after(seconds(time), Event::Heal(Heal::Rubbish));
+            }
+            Fault::SecretWiped => self.edit_secret(|secret| secret.document = None),
+            Fault::SecretRestored { back } => {
+                let old = self.api.backups.iter().rev().nth(back - 1).and_then(|old| old.secret.clone());
+                if let Some(document) = old.and_then(|secret| secret.document) {
+                    self.edit_secret(|secret| secret.document = Some(document));
                 }
             }
-            Fault::SecretWiped => {
-                if let Some((secret, _)) = self.objects.secret.clone() {
-                    self.write_secret(Some(Secret { document: Some(Vec::new()), ..secret }));
+            Fault::SecretDeleted => self.api.put_secret(None),
+            Fault::StoreWentBack { back, restart } => {
+                if self.api.go_back(back) {
+                    self.after(seconds(restart), Event::Heal(Heal::ApiRestart));
                 }
             }
-            Fault::SecretRestored { back } => self.restore(back),
-            Fault::SecretDeleted { time } => {
-                self.write_secret(None);
-                self.after(seconds(time), Event::Heal(Heal::Manifest));
-            }
-            Fault::DaemonSetRecreated { time } => self.delete_daemon_set(false, seconds(time)),
-            Fault::DaemonSetOrphaned { time } => self.delete_daemon_set(true, seconds(time)),
-            Fault::AcknowledgementsDeleted => {
-                for (name, _) in std::mem::take(&mut self.objects.said) {
-                    self.changed(What::Said, &Change::Said(name, None));
+            Fault::DaemonSetRecreated => self.api.store.daemon_set = Some(self.rng.uid()),
+            Fault::PeersDeleted => {
+                let names: Vec<String> = self.api.store.peers.keys().cloned().collect();
+                for name in names {
+                    self.api.next("EncryptionPeer");
+                    self.api.put_peer(&name, None);
                 }
             }
-            Fault::ClockJumped { seconds } => self.clock += seconds,
-            Fault::GoalChanged { insist } => {
-                let enforce = if insist { Enforcement::Enforcing } else { Enforcement::Permissive };
-                self.ask_for(|requests| requests.enforce = Some(enforce));
+            Fault::PeerRestored { machine, back } => self.restore_peer(pick(self, machine), back),
+            Fault::PeerCopied { machine, from } => self.copy_peer(pick(self, machine), pick(self, from)),
+            Fault::AcksDeleted => {
+                self.api.next("NodeEncryption");
+                self.api.store.acks.clear();
+            }
+            Fault::AcksRestored { back } => self.restore_acks(back),
+            Fault::GoalChanged { auto } => {
+                self.settings.enforcement =
+                    if auto { EnforcementGoal::Auto } else { EnforcementGoal::Permissive };
+                self.settings_changed();
             }
             Fault::OffRequested { time } => {
-                self.ask_for(|requests| requests.enforce = Some(Enforcement::Off));
-                self.after(seconds(time), Event::Heal(Heal::NoEnforcementRequest));
+                self.settings.enforcement = EnforcementGoal::Off;
+                self.settings_changed();
+                self.after(seconds(time), Event::Heal(Heal::On));
             }
-            Fault::RotationRequested => self.ask_for(|requests| requests.rotate = true),
-            Fault::SkipRequested => self.ask_for(|requests| requests.press_on = true),
-            Fault::NodesHidden { time } => self.hide_nodes(seconds(time)),
+            Fault::RotationRequested => self.ask_for_rotation(),
+            Fault::SkipRequested => self.skip_unresponsive(),
+            Fault::SuiteChanged => {
+                let others = Suite::ALL.into_iter().filter(|suite| *suite != self.settings.cipher_suite);
+                let others: Vec<Suite> = others.collect();
+                self.settings.cipher_suite = others[usize::from(self.rng.permille(500))];
+                self.settings_changed();
+            }
+            Fault::IntervalChanged { seconds } => {
+                self.settings.rotation.schedule = RotationSchedule::Interval(Duration::from_secs(seconds));
+                self.settings_changed();
+            }
         }
     }
 
-    /// Something that a fault did ends.
+    /// A fault ends.
     pub fn heal(&mut self, heal: Heal) {
         match heal {
-            Heal::Manager => {
-                if !self.managers.iter().any(|manager| manager.alive) {
-                    self.start_manager();
-                }
-            }
-            Heal::ExtraManager(at) => {
-                if self.managers.iter().filter(|manager| manager.alive).count() > 1 {
-                    self.end_manager(at);
-                }
-            }
             Heal::Agent(at) => self.start_agent(at),
-            Heal::Pod(at) => self.end_pod(at),
-            Heal::DaemonSetGone(uid) => self.daemon_set_gone(uid),
-            Heal::Partition(at) => self.unpartition(at),
-            Heal::Readiness(at) => {
-                let ready = !self.machines[at].partitioned;
-                self.edit_node(at, |node| node.ready = ready);
-            }
-            Heal::Included(at) => {
-                if self.objects.nodes.get(&self.machines[at].name).is_some_and(|node| node.excluded) {
-                    self.edit_node(at, |node| node.excluded = false);
-                    self.machines[at].included = Some(self.objects.version);
-                }
-            }
-            Heal::BootId(at) => {
-                let boot = self.machines[at].boot;
-                self.edit_node(at, |node| node.boot = Some(boot));
-            }
+            Heal::Manager(at) => self.start_manager(at),
+            Heal::EndManager(at) => self.end_manager(at),
+            Heal::Partition(at) => self.machines[at].partitioned = false,
+            Heal::Included(at) => self.exclude(at, false),
+            Heal::Node(at) => self.make_node(at),
+            Heal::Directory(at) => self.machines[at].directory.borrow_mut().full = false,
             Heal::Kernel(at) => self.machines[at].tables.borrow_mut().refuses = 0,
-            Heal::Secret => self.mend(),
-            Heal::Manifest => self.apply_manifest(),
-            Heal::NoEnforcementRequest => self.ask_for(|requests| requests.enforce = None),
-            Heal::Node(at) => {
-                if self.machines[at].live && self.machines[at].uid.is_none() {
-                    self.register(at);
+            Heal::Esp(from, to) => drop(self.network.esp_blocked.remove(&(from, to))),
+            Heal::Narrow(from, to) => drop(self.network.narrow.remove(&(from, to))),
+            Heal::Rubbish => {
+                let rubbish = self.api.store.secret.as_ref().and_then(|secret| secret.document.clone());
+                if rubbish.is_some_and(|document| document.starts_with(b"no ring")) {
+                    self.edit_secret(|secret| secret.document = None);
+                }
+            }
+            Heal::ApiRestart => {
+                if self.api.frozen.is_some() {
+                    self.tell(|| "API servers restart".to_owned());
+                    self.api.restart();
+                    self.cut_all();
+                    self.history_went_back();
+                }
+            }
+            Heal::On => {
+                if self.settings.enforcement == EnforcementGoal::Off {
+                    self.settings.enforcement = EnforcementGoal::Auto;
+                    self.settings_changed();
                 }
             }
         }
+        self.wake_watches();
+        self.wake_managers();
     }
 
-    /// All faults end.
-    pub fn end_faults(&mut self) {
-        self.calm = true;
-        self.tell(|| "all faults end".into());
-        let managers = self.managers.iter().filter(|manager| manager.alive).count();
-        for at in 0..self.managers.len() {
-            self.managers[at].stopped_until = self.now;
+    /// Everything that is still wrong ends.
+    pub fn calm(&mut self) {
+        self.tell(|| "faults are over".to_owned());
+        self.end_manager(1);
+        self.start_manager(0);
+        for manager in self.managers.iter_mut().flatten() {
+            (manager.stopped_until, manager.hides_until) = (self.now, self.now);
         }
-        for _ in 1..managers {
-            if let Some(at) = self.managers.iter().position(|manager| manager.alive) {
-                self.end_manager(at);
-            }
-        }
-        self.heal(Heal::Manager);
-        if let Some(set) = self.objects.daemon_set.filter(|set| set.orphaning) {
-            self.daemon_set_gone(set.uid);
-        }
-        self.apply_manifest();
-        self.mend();
-        self.ask_for(|requests| *requests = OperatorRequests::default());
-        for manager in &mut self.managers {
-            manager.hides_until = self.now;
-        }
+        self.network.heal();
+        self.heal(Heal::Rubbish);
+        self.heal(Heal::ApiRestart);
         for at in 0..self.machines.len() {
-            self.machines[at].stopped_until = self.now;
-            self.machines[at].slow_until = self.now;
-            self.machines[at].tables.borrow_mut().dies_after = None;
-            for heal in [
-                Heal::Kernel(at),
-                Heal::Partition(at),
-                Heal::Node(at),
-                Heal::BootId(at),
-                Heal::Included(at),
-                Heal::Readiness(at),
-                Heal::Agent(at),
-            ] {
-                self.heal(heal);
+            self.machines[at].partitioned = false;
+            (self.machines[at].stopped_until, self.machines[at].slow_until) = (self.now, self.now);
+            self.machines[at].directory.borrow_mut().full = false;
+            self.machines[at].tables.borrow_mut().refuses = 0;
+            if self.machines[at].live {
+                if self.machines[at].excluded.is_some() {
+                    self.exclude(at, false);
+                }
+                self.make_node(at);
+                let start = self.machines[at].booted.saturating_sub(self.now);
+                self.after(start, Event::Heal(Heal::Agent(at)));
             }
         }
+        self.settings.enforcement = EnforcementGoal::Auto;
+        self.settings.rotation.schedule = RotationSchedule::Interval(Duration::from_secs(7 * 86_400));
+        self.settings_changed();
+        self.phase = Phase::Converging(self.now + 2 * self.scenario.limit + Duration::from_secs(5400));
+        self.after(Duration::from_secs(10), Event::Check);
     }
 
-    /// An operator edits the annotations of the Secret.
-    fn ask_for(&mut self, edit: impl FnOnce(&mut OperatorRequests)) {
-        if let Some((mut secret, _)) = self.objects.secret.clone() {
-            let before = secret.requests;
-            edit(&mut secret.requests);
-            if secret.requests != before {
-                self.write_secret(Some(secret));
-            }
+    fn cut_all(&mut self) {
+        for at in 0..self.machines.len() {
+            self.cut(at, What::Secret);
+            self.cut(at, What::Peers);
         }
     }
 
-    /// The lists of a manager that knows how many Nodes there are show a minority of them for a while.
-    fn hide_nodes(&mut self, time: Duration) {
-        let until = self.now + time;
-        if let Some(manager) = self.managers.iter_mut().find(|manager| manager.alive && manager.counted) {
-            (manager.hides_until, manager.counted) = (until, false);
-        }
+    /// Changes the Secret, which is made if it is not there.
+    pub fn edit_secret(&mut self, edit: impl FnOnce(&mut Secret)) {
+        let uid = self.rng.uid();
+        let there = self.api.store.secret.clone();
+        let mut secret = there.unwrap_or(Secret { uid, version: 0, document: None });
+        edit(&mut secret);
+        self.api.put_secret(Some(secret));
+        self.wake_watches();
     }
 
-    fn live(&self) -> impl Iterator<Item = &Machine> {
-        self.machines.iter().filter(|machine| machine.live)
-    }
-
-    fn partition(&mut self, machine: usize, time: Duration) {
-        let at = self.one_of(machine);
-        self.machines[at].partitioned = true;
-        for what in [What::Ring, What::Nodes, What::DaemonSet] {
-            if self.machines[at].process.is_some() {
-                self.lose(Who::Agent(at), what);
-            }
-        }
-        self.after(UNREADY, Event::Heal(Heal::Readiness(at)));
-        self.after(time, Event::Heal(Heal::Partition(at)));
-    }
-
-    fn unpartition(&mut self, at: usize) {
-        if !std::mem::take(&mut self.machines[at].partitioned) {
-            return;
-        }
-        let pause = self.luck(Luck::Machine(at)).millis(500, 10_000);
-        self.after(pause, Event::Heal(Heal::Readiness(at)));
-        // What its kubelet did not hear of.
-        self.after(pause, Event::Heal(Heal::Pod(at)));
-    }
-
-    fn joined(&mut self, reuse: bool) {
-        if self.machines.len() >= 40.max(self.scenario.machines + 5) {
-            return;
-        }
-        let taken: Vec<IpAddr> = self.live().map(|machine| machine.addr).collect();
-        let free = self.machines.iter().map(|machine| machine.addr).find(|addr| !taken.contains(addr));
-        if let Err(error) = self.join(free.filter(|_| reuse)) {
-            self.violate(0, format!("no place for a journal: {error}"));
-        }
-    }
-
-    fn delete_node(&mut self, at: usize) {
-        self.machines[at].uid = None;
-        self.dirty.insert(at);
-        let name = self.machines[at].name.clone();
-        if self.objects.nodes.remove(&name).is_some() {
-            self.changed(What::Nodes, &Change::NodeGone(name.clone()));
-            self.collect_later(name);
-        }
-    }
-
-    fn reboot(&mut self, machine: usize) {
-        let at = self.one_of(machine);
-        if !self.machines[at].live {
-            return;
-        }
+    fn leave(&mut self, at: usize) {
         self.end_agent(at);
-        let boot = self.uid();
-        let tables = self.boot_kernel(at, self.machines[at].addr);
-        match self.place_for_journal(boot) {
-            Ok(journal) => self.machines[at].journal = journal,
-            Err(error) => return self.violate(0, format!("no place for a journal: {error}")),
-        }
-        let machine = &mut self.machines[at];
-        (machine.boot, machine.tables) = (boot, tables);
-        (machine.applied, machine.attempted, machine.left_behind) = (None, None, None);
-        machine.first = None;
-        (machine.flushed, machine.stopped_until, machine.slow_until) = (false, self.now, self.now);
-        machine.sends_since.clear();
-        machine.claims.clear();
-        machine.receives.clear();
-        machine.insists = false;
-        machine.let_through.clear();
-        machine.burnt.clear();
-        self.dirty.insert(at);
-        // The kubelet comes first, most of the time.
-        let down = self.luck(Luck::Machine(at)).millis(2000, 60_000);
-        self.after(down, Event::Heal(Heal::BootId(at)));
-        let pause = self.luck(Luck::Machine(at)).millis(0, 10_000);
-        self.after(down + pause - Duration::from_millis(1500), Event::Heal(Heal::Agent(at)));
+        let ip = self.machines[at].ip();
+        self.network.owners.remove(&ip);
+        (self.machines[at].live, self.machines[at].pod) = (false, false);
+        let name = self.machines[at].name.clone();
+        self.api.next("Node");
+        self.api.store.nodes.remove(&name);
+        self.routes_changed();
     }
 
-    fn flush(&mut self, machine: usize, states: u64, policies: u64) {
-        let at = self.one_of(machine);
+    fn reboot(&mut self, at: usize, time: Time) {
+        self.end_agent(at);
+        let shared = self.shared.clone();
+        let seed = self.rng.draw();
         let machine = &mut self.machines[at];
-        machine.tables.borrow_mut().delete(|rng| rng.below(100) < states, |rng| rng.below(100) < policies);
-        machine.flushed = true;
-        // As in `start_agent`, where it has not looked yet.
-        machine.insists &= machine.process.as_ref().is_none_or(|process| process.outcome.is_some());
-        // What is of a generation that no ring has any more can't be made again.
-        self.understood.retain(|(_, to), _| *to != at);
+        let mut tables = Tables::new(at, machine.ip(), shared, Rng::new(seed, 3));
+        let lost: Vec<SaId> = machine.tables.borrow().sas.keys().copied().collect();
+        tables.lost.extend(lost);
+        *machine.tables.borrow_mut() = tables;
+        *machine.directory.borrow_mut() = Directory { emptied: 1, ..Directory::default() };
+        (machine.booted, machine.enforces, machine.flushed) = (self.now + time, false, false);
+        let pause = time + self.rng.millis(100, 20_000);
+        self.after(pause, Event::Heal(Heal::Agent(at)));
         self.dirty.insert(at);
-        // Counts are looked at every second; sometimes they are as before.
-        if let Some(process) = self.machines[at].process.as_ref().map(|process| process.pid)
-            && !self.luck(Luck::Machine(at)).permille(100)
-        {
-            let pause = self.luck(Luck::Machine(at)).millis(1, 1500);
-            self.after(pause, Event::KernelChanged(at, process));
-        }
     }
 
-    fn mend(&mut self) {
-        let good = self.ring().is_some();
-        let empty = |document: &Vec<u8>| document.trim_ascii().is_empty();
-        let rubbish = self.objects.secret.as_ref().and_then(|(secret, _)| secret.document.as_ref());
-        if good || rubbish.is_none_or(empty) {
+    fn readdress(&mut self, at: usize, number: usize) {
+        let address = address_of(number);
+        if self.network.owners.contains_key(&address.ip()) {
             return;
         }
-        let document = self.history.last().cloned();
-        if let Some((secret, _)) = self.objects.secret.clone() {
-            self.tell(|| "the Secret is mended".into());
-            self.write_secret(Some(Secret { document, ..secret }));
+        let former = std::mem::replace(&mut self.machines[at].address, address);
+        self.network.owners.remove(&former.ip());
+        self.moved(at);
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        if a != b {
+            let (of_a, of_b) = (self.machines[a].address, self.machines[b].address);
+            (self.machines[a].address, self.machines[b].address) = (of_b, of_a);
+            self.moved(a);
+            self.moved(b);
         }
     }
 
-    fn restore(&mut self, back: usize) {
-        let Some(document) = self.history.len().checked_sub(1 + back).map(|at| self.history[at].clone())
+    fn moved(&mut self, at: usize) {
+        let machine = &self.machines[at];
+        let (address, name) = (machine.address, machine.name.clone());
+        self.network.owners.insert(address.ip(), at);
+        machine.tables.borrow_mut().own.insert(address.ip());
+        machine.tables.borrow_mut().current = address.ip();
+        self.machines[at].flushed = true;
+        self.api.next("Node");
+        if let Some(node) = self.api.store.nodes.get_mut(&name) {
+            node.address = address;
+        }
+        self.agent_after(at, Duration::from_millis(20), AgentEvent::Network);
+        self.routes_changed();
+        self.dirty.insert(at);
+    }
+
+    fn exclude(&mut self, at: usize, excluded: bool) {
+        let name = self.machines[at].name.clone();
+        self.machines[at].excluded = excluded.then_some(self.now);
+        self.api.next("Node");
+        if let Some(node) = self.api.store.nodes.get_mut(&name) {
+            node.excluded = excluded;
+        }
+        self.wake_managers();
+    }
+
+    fn make_node(&mut self, at: usize) {
+        let machine = &self.machines[at];
+        let (name, address) = (machine.name.clone(), machine.address);
+        if machine.live && !self.api.store.nodes.contains_key(&name) {
+            let (excluded, uid) = (machine.excluded.is_some(), self.rng.uid());
+            let node = crate::api::Node { uid, ready: true, excluded, address, pod_ready: false };
+            self.api.next("Node");
+            self.api.store.nodes.insert(name, node);
+        }
+    }
+
+    fn flush(&mut self, at: usize, sas: u64, policies: u64) {
+        self.machines[at]
+            .tables
+            .borrow_mut()
+            .delete(|rng| rng.below(100) < sas, |rng| rng.below(100) < policies);
+        self.machines[at].flushed = true;
+        let pause = self.rng.millis(1, 1000);
+        self.agent_after(at, pause, AgentEvent::Kernel);
+        self.dirty.insert(at);
+    }
+
+    /// Objects that are there keep their UID; others are made anew.
+    fn restore_acks(&mut self, back: usize) {
+        let Some(old) = self.api.backups.iter().rev().nth(back - 1).map(|old| old.acks.clone()) else {
+            return;
+        };
+        for (name, old) in old {
+            self.api.next("NodeEncryption");
+            let uid = self.api.store.acks.get(&name).map_or_else(|| self.rng.uid(), |there| there.uid);
+            self.api.store.acks.insert(name, Rc::new(NodeEncryption { uid, ..(*old).clone() }));
+        }
+    }
+
+    fn restore_peer(&mut self, at: usize, back: usize) {
+        let name = self.machines[at].name.clone();
+        let old = self.api.backups.iter().rev().nth(back - 1).and_then(|old| old.peers.get(&name).cloned());
+        let Some(old) = old else { return };
+        let version = self.api.next("EncryptionPeer");
+        let there = self.api.store.peers.get(&name).cloned();
+        // `kubectl replace` keeps the UID and counts a generation; `delete` and `create` make another object.
+        let peer = match there {
+            Some(there) if self.rng.permille(500) => {
+                let generation = there.generation + i64::from(there.spec != old.spec);
+                Peer { version, generation, spec: old.spec.clone(), ..(*there).clone() }
+            }
+            _ => Peer { version, generation: 1, uid: self.rng.uid(), ..(*old).clone() },
+        };
+        self.api.put_peer(&name, Some(Rc::new(peer)));
+    }
+
+    fn copy_peer(&mut self, at: usize, from: usize) {
+        let (name, other) = (self.machines[at].name.clone(), self.machines[from].name.clone());
+        let (Some(there), Some(copied)) =
+            (self.api.store.peers.get(&name).cloned(), self.api.store.peers.get(&other).cloned())
         else {
             return;
         };
-        if let Some((secret, _)) = self.objects.secret.clone() {
-            let before = self.history.last().cloned();
-            let version = self.write_secret(Some(Secret { document: Some(document), ..secret }));
-            self.note_break(version, Break::Restored, before.as_deref());
-        }
-    }
-
-    fn apply_manifest(&mut self) {
-        if self.objects.secret.is_none() {
-            let uid = self.uid();
-            self.write_secret(Some(Secret::new(uid, None)));
-        }
-        if self.objects.daemon_set.is_none() {
-            let uid = self.uid();
-            self.set_daemon_set(Some(DaemonSet { uid, orphaning: false }));
-            for at in 0..self.machines.len() {
-                if self.machines[at].live && self.machines[at].process.is_none() && !self.machines[at].pod {
-                    self.replace_pod(at);
-                }
-            }
-        }
-    }
-
-    fn set_daemon_set(&mut self, set: Option<DaemonSet>) {
-        self.objects.version += 1;
-        self.objects.daemon_set = set;
-        let change = Change::DaemonSet(self.objects.sighting());
-        self.changed(What::DaemonSet, &change);
-    }
-
-    fn delete_daemon_set(&mut self, orphaning: bool, time: Duration) {
-        let Some(set) = self.objects.daemon_set else { return };
-        let mut pause = Duration::ZERO;
-        if orphaning {
-            // Until the garbage collector has let go of the pods. A new DaemonSet adopts them.
-            pause = self.luck(Luck::Faults).millis(500, 5000);
-            self.set_daemon_set(Some(DaemonSet { orphaning, ..set }));
-            for machine in &mut self.machines {
-                machine.set = None;
-            }
-        }
-        self.after(pause, Event::Heal(Heal::DaemonSetGone(set.uid)));
-        self.after(pause + time, Event::Heal(Heal::Manifest));
-    }
-
-    fn daemon_set_gone(&mut self, uid: Uid) {
-        if self.objects.daemon_set.is_none_or(|set| set.uid != uid) {
+        if at == from {
             return;
         }
-        self.set_daemon_set(None);
-        for at in 0..self.machines.len() {
-            let pause = self.luck(Luck::Machine(at)).millis(300, 20_000);
-            self.after(pause, Event::Heal(Heal::Pod(at)));
-        }
+        let version = self.api.next("EncryptionPeer");
+        let mut peer = Peer { version, generation: there.generation + 1, ..(*there).clone() };
+        peer.spec.senders.clone_from(&copied.spec.senders);
+        self.api.put_peer(&name, Some(Rc::new(peer)));
     }
 }

@@ -1,418 +1,398 @@
-//! What must hold after every step (DESIGN, invariants 1 to 5), and in the end (6).
+//! What must hold after every step, and what must come to pass once faults are over.
 
 use std::time::Duration;
 
-use secureoverlay_agent::{
-    diff::GRACE,
-    plan::Stage,
-    xfrm::{Direction, SaId},
+use secureoverlay_agent_core::{
+    proof::GRACE,
+    xfrm::{Direction, PolicyId, SaId, Traffic},
 };
-use secureoverlay_common::{
-    node::NodeFacts,
-    phase::Phase,
-    ring::{Enforcement, Generation, Ring},
-    rotation::Incarnations,
-    uid::Uid,
-    wire::Derivation,
+use secureoverlay_keyring::{
+    acknowledgement::Acknowledgement,
+    derivation::Derivation,
+    keyring::{Enforcement, KeyRing},
+    phase::Phase as RingPhase,
 };
 
 use crate::{
     Time,
-    machine::{Known, Machine},
-    manager::Manager,
-    world::{Break, Broken, World},
+    kernel::{Egress, KernelEvent},
+    world::{Event, Phase, World},
 };
 
-/// A node that joins is new to its peers for ten seconds; a manager that was away has noticed it a little later.
-const UNNOTICED: Duration = Duration::from_secs(20);
-/// For so long packets may be under way.
-const FLIGHT: Duration = Duration::from_secs(4);
+/// How long nothing may be written once nothing happens.
+const IDLE: Duration = Duration::from_secs(1500);
+/// What still may be written after the last step: what no longer matters goes after the grace.
+const SETTLED: Duration = Duration::from_secs(1500);
 
 impl World {
-    /// Checks what this step may have changed.
+    /// After a step: what kernels told, and what must hold where something changed.
     pub fn check(&mut self) {
-        let working = |manager: &Manager| manager.alive && manager.stopped_until <= self.now;
-        let managed = self.managers.iter().any(working);
-        let (since, before) = self.unmanaged;
-        self.unmanaged = (if managed && before { since } else { self.now }, managed);
+        let events = std::mem::take(&mut self.shared.borrow_mut().events);
+        for event in events {
+            match event {
+                KernelEvent::Wrong(invariant, text) => self.violate(invariant, text),
+                KernelEvent::Deleted { at, id, key } => self.check_deleted(at, id, key),
+                KernelEvent::Pinned { at, policy, id } => self.check_pinned(at, &policy, id),
+                KernelEvent::Opened { at, policy } => self.check_opened(at, &policy),
+                KernelEvent::Held { at, policy, id } => self.check_held(at, &policy, id),
+            }
+        }
         for at in std::mem::take(&mut self.dirty) {
-            self.check_kernel(at);
-            self.check_plaintext(at);
-            for peer in 0..self.machines.len() {
-                if peer != at {
-                    self.check_pair(at, peer);
-                    self.check_pair(peer, at);
-                }
-            }
+            self.check_enforcing(at);
         }
     }
 
-    fn check_kernel(&mut self, at: usize) {
-        let tables = self.machines[at].tables.clone();
-        let mut tables = tables.borrow_mut();
-        let now = self.now;
-        tables.switched.retain(|(_, since)| now <= *since + FLIGHT);
-        for (invariant, text) in std::mem::take(&mut tables.wrongs) {
-            self.violate(invariant, format!("node-{}: {text}", at + 1));
-        }
-        for sa in std::mem::take(&mut tables.deleted) {
-            let Some(sender) = self.machines.iter().position(|other| other.live && other.addr == sa.src)
-            else {
-                continue;
-            };
-            let recent = |(id, since): &(SaId, Time)| *id == sa.id && now <= *since + FLIGHT;
-            let under_way = self.machines[sender].tables.borrow().switched.iter().any(recent);
-            if sender != at
-                && under_way
-                && !self.replaced(sender, at, sa.id)
-                && !self.excused(sender, at, sa.id)
-            {
-                let text = format!("node-{} dropped {} while its packets were under way", at + 1, sa.id);
-                self.violate(1, text);
-            }
-        }
-    }
-
-    /// Invariant 3: once it insists, nothing passes in the clear between it and a node that takes part.
-    fn check_plaintext(&mut self, at: usize) {
+    /// Why a machine's traffic need not arrive: it was left behind, or it is none any more.
+    fn left_behind(&self, at: usize) -> bool {
         let machine = &self.machines[at];
-        // Whoever takes policies away lets plaintext through until they are back.
-        if !machine.live || !machine.insists || machine.flushed {
+        let longer = |since: Option<Time>| since.is_some_and(|since| since + self.scenario.limit <= self.now);
+        !machine.live
+            || !self.api.store.nodes.contains_key(&machine.name)
+            || !self.api.store.peers.contains_key(&machine.name)
+            || longer(machine.not_ready)
+            || longer(machine.excluded)
+            || self.now < machine.booted
+    }
+
+    /// Whether a sender knows that a pair gives no answers, and has known it for so long that no step waits for it.
+    fn unanswered(&self, from: usize, policy: &PolicyId) -> bool {
+        let machine = &self.machines[from];
+        let (Ok(src), Ok(dst)) = (policy.src.addr.try_into(), policy.dst.addr.try_into()) else {
+            return true;
+        };
+        let pair = secureoverlay_agent_core::pair::PairId { src, dst };
+        let uptime = self.now.saturating_sub(machine.booted);
+        let since = machine.process.as_ref().and_then(|process| process.agent.proofs().unanswered(&pair));
+        since.is_some_and(|since| since + GRACE <= uptime)
+    }
+
+    /// An inbound SA goes only when nothing that counts sends with it.
+    fn check_deleted(&mut self, at: usize, id: SaId, key: u64) {
+        let owner = self.network.owners.get(&id.dst).copied();
+        if self.skipped || self.left_behind(at) || owner != Some(at) {
             return;
         }
-        // Whom it is to take in again may be let through until the kernel has followed.
-        let excluded = |addr| machine.let_through.contains(addr);
-        let peers = self.machines.iter().filter(|peer| peer.addr != machine.addr && !excluded(&peer.addr));
+        let sends = (0..self.machines.len()).find(|&from| {
+            let tables = self.machines[from].tables.borrow();
+            let pin = tables.pins().find(|(_, pinned)| *pinned == id).filter(|_| {
+                let own = self.machines[from].ip();
+                tables.sas.get(&id).is_some_and(|sa| sa.key == key && sa.actual.src == own)
+            });
+            pin.is_some_and(|(policy, _)| !self.left_behind(from) && !self.unanswered(from, &policy))
+        });
+        if let Some(from) = sends {
+            self.violate(
+                2,
+                format!("machine {} removed {id}, with which machine {} sends", at + 1, from + 1),
+            );
+        }
+    }
+
+    /// What was pinned goes back to the clear only where that is asked for, or where the peer is gone.
+    fn check_opened(&mut self, at: usize, policy: &PolicyId) {
+        let machine = &self.machines[at];
+        let excluded = policy.dst.addr.try_into().is_ok_and(|peer| machine.exclusion.sends_plaintext(peer));
+        let to = self.network.owners.get(&policy.dst.addr).copied();
+        // Where its object was spoiled, a restarted agent does not know the peer, and keeps what it finds for the grace.
+        let young = machine.process.as_ref().is_some_and(|process| process.started + GRACE > self.now);
+        let listed = |to: usize| {
+            let peer = self.api.store.peers.get(&self.machines[to].name);
+            peer.is_some_and(|peer| {
+                peer.spec.senders.iter().any(|sender| sender.address == self.machines[to].address)
+            })
+        };
+        let there = to.is_some_and(|to| !self.left_behind(to) && (young || listed(to)));
+        if machine.sends && !excluded && there && policy.src.addr == machine.ip() {
+            self.violate(3, format!("machine {} sends in the clear to {} again", at + 1, policy.dst.addr));
+        }
+        // An exclusion waits for nothing but the skew.
+        if !excluded {
+            self.check_accepted(at, policy);
+        }
+    }
+
+    /// What is sent in the clear on purpose is let in there.
+    fn check_accepted(&mut self, at: usize, policy: &PolicyId) {
+        let own = self.machines[at].ip();
+        let Some(to) = self.network.owners.get(&policy.dst.addr).copied() else { return };
+        if policy.src.addr != own || self.left_behind(at) || self.left_behind(to) || self.skipped {
+            return;
+        }
+        let refuses = !self.machines[to].tables.borrow().clear(Direction::In, policy.dst.addr, own);
+        if refuses {
+            self.violate(
+                2,
+                format!("machine {} sends in the clear to machine {}, which refuses that", at + 1, to + 1),
+            );
+        }
+    }
+
+    /// Traffic is held back only where the pair did not work.
+    fn check_held(&mut self, at: usize, policy: &PolicyId, id: SaId) {
+        let to = self.network.owners.get(&policy.dst.addr).copied();
+        let excused = self.skipped
+            || self.left_behind(at)
+            || self.unanswered(at, policy)
+            || policy.src.addr != self.machines[at].ip()
+            || to.is_none_or(|to| self.left_behind(to) || !self.knows(at, to));
+        if !excused {
+            self.violate(2, format!("machine {} removed {id}, with which it sends", at + 1));
+        }
+    }
+
+    /// Whether a machine is still the one that another one pins to: it has not booted since.
+    fn knows(&self, at: usize, to: usize) -> bool {
+        self.machines[to].booted <= self.machines[at].booted || self.machines[to].booted == Time::ZERO
+    }
+
+    /// What is sent with can be received.
+    fn check_pinned(&mut self, at: usize, policy: &PolicyId, id: SaId) {
+        let Some(to) = self.network.owners.get(&policy.dst.addr).copied() else { return };
+        let key = self.machines[at].tables.borrow().sas.get(&id).map(|sa| sa.key);
+        let receiver = &self.machines[to];
+        let received = {
+            let tables = receiver.tables.borrow();
+            let there = tables.sas.get(&id).is_some_and(|sa| Some(sa.key) == key);
+            // An address that moved: what was answered there before was true.
+            let elsewhere = self.machines.iter().any(|machine| {
+                machine
+                    .tables
+                    .borrow()
+                    .sas
+                    .get(&id)
+                    .is_some_and(|sa| Some(sa.key) == key && machine.ip() != policy.src.addr)
+            });
+            there || tables.lost.contains(&id) || elsewhere
+        };
+        if key.is_none() || received || self.left_behind(at) || self.left_behind(to) || self.skipped {
+            return;
+        }
+        self.violate(
+            1,
+            format!("machine {} sends with {id}, which machine {} does not have", at + 1, to + 1),
+        );
+    }
+
+    /// While enforcing, nothing leaves or enters in the clear.
+    fn check_enforcing(&mut self, at: usize) {
+        let machine = &self.machines[at];
+        if !machine.enforces || machine.flushed || !machine.live || self.now < machine.booted {
+            return;
+        }
+        let exclusion = machine.exclusion.clone();
+        let own = machine.ip();
         let tables = machine.tables.borrow();
+        let unknown = std::net::IpAddr::from([203, 0, 113, 9]);
+        let peers = self.machines.iter().filter(|peer| peer.live).map(super::machine::Machine::ip);
+        let open = peers.chain([unknown]).filter(|peer| *peer != own).find_map(|peer| {
+            let address = peer.try_into().ok()?;
+            let out = !exclusion.sends_plaintext(address) && tables.clear(Direction::Out, own, peer);
+            let accepts = exclusion.accepts_plaintext(address) || exclusion.sends_plaintext(address);
+            let into = !accepts && tables.clear(Direction::In, own, peer);
+            (out || into).then_some((peer, out))
+        });
+        drop(tables);
+        if let Some((peer, out)) = open {
+            let way = if out { "to" } else { "from" };
+            self.violate(3, format!("machine {} enforces, and lets plaintext pass {way} {peer}", at + 1));
+        }
+    }
+
+    /// What is acknowledged is true.
+    pub fn check_ack(&mut self, at: usize, ack: &Acknowledgement) {
+        let machine = &self.machines[at];
+        // An acknowledgement takes a moment; what others took away meanwhile is another matter.
+        let Some(process) = machine.process.as_ref().filter(|_| !machine.flushed) else { return };
+        // One that answers an earlier ackId speaks of an earlier ring.
+        let current = process.agent.ring_cache().ack_id() == Some(ack.ack_id);
+        if !current || process.agent.acknowledgement() != Some(ack) || process.under_way.is_some() {
+            return;
+        }
+        let Some(input) = process.agent.applied().and_then(|target| target.input.as_ref()) else { return };
+        let Some(ring) = process.agent.applied_ring() else { return };
+        let tables = machine.tables.borrow();
+        let peers = &input.peers;
         let mut wrong = None;
-        for peer in peers {
-            for direction in [Direction::In, Direction::Out] {
-                if tables.clear(direction, peer.addr) {
-                    wrong = Some(format!(
-                        "{} insists, and {direction:?} with {} passes in the clear",
-                        machine.name, peer.name
-                    ));
+        let included = !machine.exclusion.accepts.local && !machine.exclusion.sends.local;
+        if ack.enforcement == Enforcement::Enforcing
+            && included
+            && ack.enforcement_blockers.is_empty()
+            && tables.clear(Direction::In, machine.ip(), [203, 0, 113, 9].into())
+        {
+            wrong = Some("says that it enforces, and lets plaintext in".to_owned());
+        }
+        for (number, peer) in self.machines.iter().enumerate() {
+            let Some(known) = peers.by_name.get(&peer.name).filter(|_| number != at && peer.live) else {
+                continue;
+            };
+            let other = peer.tables.borrow();
+            let generations = self.generations.borrow();
+            // Whatever the peer may send with, by an entry that this node knows.
+            for generation in ring.generations.iter().filter(|found| ack.receivable.contains(&found.uid)) {
+                let derivation = Derivation::new(generation);
+                let there = known.entries.iter().filter(|entry| entry.address != machine.address);
+                for entry in there {
+                    let path = entry.path_to(input.identity.entry(machine.address).endpoint());
+                    let id = SaId { dst: machine.ip(), spi: derivation.spi(&path) };
+                    let sent = other.sas.get(&id).filter(|sa| sa.actual.src == entry.address.ip());
+                    if !tables.sas.contains_key(&id) || sent.is_some_and(|sa| sa.key != tables.sas[&id].key) {
+                        wrong = Some(format!("says that it receives, and has not {id} of {}", peer.name));
+                    }
+                }
+            }
+            let excluded =
+                ring.excluded.nodes.contains(&peer.name) || ring.excluded.nodes.contains(&machine.name);
+            if let Some(active) = ack.active_generation.filter(|_| ack.all_pairs_proven && !excluded) {
+                let first = known.entries.first().map(|entry| entry.address);
+                if first != Some(peer.address) {
+                    continue;
+                }
+                let pin = tables.pin(machine.ip(), peer.ip());
+                let sends = pin.and_then(|id| tables.sas.get(&id)).and_then(|sa| generations.get(&sa.key));
+                if sends != Some(&active) {
+                    wrong =
+                        Some(format!("says that all pairs are proven, and sends to {} otherwise", peer.name));
                 }
             }
         }
         drop(tables);
-        if let Some(text) = wrong {
-            self.violate(3, text);
+        if let Some(wrong) = wrong {
+            self.violate(7, format!("machine {} {wrong}", at + 1));
         }
     }
 
-    /// Whether an SA of a generation that is still there went: for an incarnation or an identity of its sender that is
-    /// no more.
-    fn replaced(&self, from: usize, to: usize, id: SaId) -> bool {
-        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
-        let program = receiver.attempted.as_ref().and_then(|known| known.program.as_ref());
-        let (Some(program), Some(uid)) = (program, sender.uid) else { return true };
-        program
-            .ring
-            .generations
-            .iter()
-            .any(|found| incarnation(found, self.incarnations, sender, &uid, id).is_some())
-    }
-
-    /// Invariant 1: what `from` sends to `to` with can be decrypted there.
-    fn check_pair(&mut self, from: usize, to: usize) {
-        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
-        if !sender.live || !receiver.live {
+    /// Pods of two machines talk.
+    pub fn traffic(&mut self) {
+        self.after(Time::from_secs(5), Event::Traffic);
+        let count = self.machines.len() as u64;
+        let (from, to) = (self.rng.below(count) as usize, self.rng.below(count) as usize);
+        let usable = |at: usize| self.machines[at].live && self.now >= self.machines[at].booted;
+        if from == to || !usable(from) || !usable(to) {
             return;
         }
-        let met = (sender.end(), receiver.end());
-        let text = {
-            let (sending, receiving) = (sender.tables.borrow(), receiver.tables.borrow());
-            let Some(id) = sending.pinned(receiver.addr) else { return };
-            let Some(out) = sending.states.get(&id) else { return };
-            let found = receiving.states.get(&id);
-            if found.is_some_and(|found| found.src == sender.addr && found.cipher == out.cipher) {
-                drop((sending, receiving));
-                // Not with keys of who they were before.
-                if knows(sender, receiver) && knows(receiver, sender) {
-                    self.understood.insert((from, to), (id, met));
-                }
-                return;
-            }
-            if self.excused(from, to, id) {
-                drop((sending, receiving));
-                self.understood.remove(&(from, to));
-                return;
-            }
-            let has = if found.is_some() { "has another key for" } else { "does not have" };
-            format!("{} sends to {} with {id}, which that {has}", sender.name, receiver.name)
+        let (src, dst) = (self.machines[from].ip(), self.machines[to].ip());
+        let egress = self.machines[from].tables.borrow_mut().egress(src, dst, Traffic::Tunnel);
+        let passes = match egress {
+            Egress::Esp(..) => self.network.passes(from, to, false),
+            Egress::Clear => true,
+            Egress::Dropped => false,
         };
-        self.violate(1, text);
+        let arrives =
+            passes && self.machines[to].tables.borrow_mut().ingress(src, dst, Traffic::Tunnel, egress);
+        let kind = match (egress, arrives) {
+            (Egress::Esp(..), true) => "encrypted",
+            (Egress::Clear, true) => "in the clear",
+            (Egress::Clear, false) => "refused",
+            (Egress::Esp(..), false) => "lost",
+            (Egress::Dropped, _) => "held back",
+        };
+        *self.tally.packets.entry(kind).or_default() += 1;
     }
 
-    /// Whether two nodes can't be expected to understand each other.
-    fn excused(&self, from: usize, to: usize, id: SaId) -> bool {
-        let (sender, receiver) = (&self.machines[from], &self.machines[to]);
-        let troubled = |machine: &Machine| {
-            let node = self.objects.nodes.get(&machine.name);
-            machine.flushed || machine.left_behind.is_some() || node.is_none_or(|node| node.excluded)
+    /// Once faults are over: what is still missing.
+    fn missing(&self) -> Option<String> {
+        let ring = self.ring()?;
+        let RingPhase::Steady { active } = ring.phase() else {
+            return Some(format!("the ring is {}", ring.phase().name()));
         };
-        let (Some(sent), Some(received)) = (both(sender), both(receiver)) else { return true };
-        if troubled(sender) || troubled(receiver) || !knows(sender, receiver) || !knows(receiver, sender) {
-            return true;
+        if ring.enforcement != Enforcement::Enforcing {
+            return Some("the ring does not enforce".to_owned());
         }
-        // One that was never done since it came need not receive what was in use by then.
-        let late = || {
-            let active = sent.iter().filter_map(|known| known.program.as_ref()?.ring.active());
-            let versions = active.filter_map(|active| Some(self.activated.get(&active.uid)?.1));
-            versions.min() > receiver.first
-        };
-        if sender.applied.is_none() || (receiver.applied.is_none() && !late()) {
-            return true;
-        }
-        if refused(sender, id) {
-            return true;
-        }
-        let rings: Vec<&Ring> =
-            sent.iter().chain(&received).filter_map(|known| Some(&*known.program.as_ref()?.ring)).collect();
-        let (Some(from_uid), Some(to_uid)) = (sender.uid, receiver.uid) else { return true };
-        let of = rings
-            .iter()
-            .flat_map(|ring| &ring.generations)
-            .find_map(|found| Some((found, incarnation(found, self.incarnations, sender, &from_uid, id)?)));
-        // The sender goes on with what its kernel holds.
-        let unexplained = |of: Option<Uid>| {
-            let own = rings[..sent.len()].iter().flat_map(|ring| &ring.generations);
-            own.filter(|generation| Some(generation.uid) == of).count() == 0
-        };
-        if let Some((generation, sent_under)) = of {
-            let pair = |map: &Incarnations| {
-                let of = |uid| map.get(uid).copied().unwrap_or(0);
-                (of(&from_uid), of(&to_uid))
-            };
-            let mut known = rings.iter().filter_map(|ring| {
-                let found = ring.generations.iter().find(|found| found.uid == generation.uid)?;
-                Some(pair(&found.incarnations))
-            });
-            let now = known.next().unwrap_or_default();
-            // A new incarnation that one of them has not seen, or has not moved to.
-            if now.0 != sent_under || known.any(|other| other != now) {
-                return true;
-            }
-            // One that is asked for.
-            if sender.burnt.contains(&generation.uid) || receiver.burnt.contains(&generation.uid) {
-                return true;
-            }
-            // A receiver that says that it can't is not waited for by a sender that came after the activation.
-            let came_after = self
-                .activated
-                .get(&generation.uid)
-                .is_some_and(|(_, version)| sender.first >= Some(*version));
-            if came_after && !receiver.receives.contains(&generation.uid) {
-                return true;
-            }
-            // One that takes part again after the activation is waited for by nobody.
-            let activated = self.activated.get(&generation.uid).map(|(_, version)| *version);
-            if receiver.included > activated && !receiver.receives.contains(&generation.uid) {
-                return true;
-            }
-            // For one that joins while there is no manager, nobody finds out whether its agent works.
-            if self.now < self.unmanaged.0 + UNNOTICED && !receiver.receives.contains(&generation.uid) {
-                return true;
-            }
-            // One that came after the activation is waited for by nobody.
-            let since = self.activated.get(&generation.uid).is_some_and(|(before, _)| pair(before) != now);
-            let claims = receiver.claims.get(&generation.uid).map(pair);
-            let unseen = since && unexplained(Some(generation.uid));
-            if unseen || (claims != Some(now) && (since || claims.is_some())) {
-                return true;
-            }
-        }
-        // Keys of a generation that no ring has any more can't be made for a node that came or rebooted since.
-        let strangers = self.understood.get(&(from, to)) != Some(&(id, (sender.end(), receiver.end())));
-        let of = of.map(|(generation, _)| generation.uid);
-        let held = unexplained(of);
-        (strangers && held) || self.broken(&sent, receiver, &received, strangers, held)
-    }
-
-    /// Whether one of two nodes has seen a break in the ring's history and the other has not.
-    fn broken(
-        &self,
-        sent: &[&Known; 2],
-        receiver: &Machine,
-        received: &[&Known; 2],
-        strangers: bool,
-        held: bool,
-    ) -> bool {
-        self.breaks.iter().any(|(version, Broken { kind, .. })| {
-            let newer = |known: &[&Known; 2]| known.iter().any(|known| known.version >= *version);
-            let older = |known: &[&Known; 2]| known.iter().any(|known| known.version < *version);
-            let behind = older(received) && newer(sent);
-            let ahead = newer(received) && older(sent);
-            let over = strangers
-                || receiver.sends_since.get(version).is_some_and(|since| self.now >= *since + GRACE);
-            match kind {
-                // Somebody else says what to send with, before anybody receives it. And a generation that only kernels
-                // held comes back, with other keys for a Node that was made anew since.
-                Break::Restored => behind || (ahead && (over || held)),
-                Break::Lost => ahead && over,
-                Break::Reset => behind || ahead,
-            }
-        })
-    }
-
-    /// Invariant 1 for plaintext: when a manager insists, everybody encrypts to everybody, those aside that may be left
-    /// behind. Who sends in the clear would be turned away.
-    pub fn check_insist(&mut self, nodes: &[NodeFacts]) {
-        let counts = |machine: &&Machine| {
-            let node = nodes.iter().find(|node| node.uid.is_some() && node.uid == machine.uid);
-            // Until the kubelet tells of a boot nobody knows of it, and no pod sends there.
-            let known = node.is_some_and(|node| node.boot.is_none_or(|boot| boot == machine.boot));
-            machine.live && !machine.flushed && known && node.is_some_and(|node| node.ready && !node.excluded)
-        };
-        let machines: Vec<&Machine> = self.machines.iter().filter(counts).collect();
-        let mut wrong = None;
-        for (from, to) in machines.iter().flat_map(|from| machines.iter().map(move |to| (from, to))) {
-            let met = from.addr != to.addr && (from.attempted.is_none() || knows(from, to));
-            if met && from.tables.borrow().clear(Direction::Out, to.addr) {
-                wrong = Some(format!("plaintext is turned away while {} sends it to {}", from.name, to.name));
-            }
-        }
-        if let Some(text) = wrong {
-            self.violate(1, text);
-        }
-    }
-
-    /// Invariant 2: nobody sends with a generation that this write of a manager takes out of the ring, those aside that
-    /// may be left behind.
-    pub fn check_drop(&mut self, next: &Ring, nodes: &[NodeFacts], behind: &[usize]) {
-        let Some((ring, _)) = self.ring() else { return };
-        let stays = |old: &Generation| next.generations.iter().any(|generation| generation.uid == old.uid);
-        for old in ring.generations.iter().filter(|old| !stays(old)) {
-            self.check_dropped(old, nodes, behind);
-        }
-    }
-
-    fn check_dropped(&mut self, old: &Generation, nodes: &[NodeFacts], behind: &[usize]) {
-        let mut wrongs = Vec::new();
-        let followed = |at: usize, machine: &Machine| {
-            machine.live && machine.left_behind.is_none() && !behind.contains(&at)
-        };
-        let machines = self.machines.iter().enumerate();
-        for (_, machine) in machines.filter(|(at, machine)| followed(*at, machine)) {
-            let node = nodes.iter().find(|node| node.name == machine.name);
-            let Some(uid) = machine.uid.filter(|_| node.is_none_or(|node| node.ready && !node.excluded))
-            else {
-                continue;
-            };
+        let generations = self.generations.borrow();
+        for (at, machine) in self.machines.iter().enumerate().filter(|(_, machine)| machine.live) {
             let tables = machine.tables.borrow();
-            let peers = self.machines.iter().filter(|peer| peer.live && peer.uid.is_some());
-            let spi = spi(old, machine, &uid);
-            let sends = peers.filter(|peer| tables.pinned(peer.addr).is_some_and(|id| id.spi == spi)).count();
-            if sends > 0 {
-                wrongs.push(format!("generation {} is dropped while {} sends with it", old.id, machine.name));
-            }
-        }
-        for text in wrongs {
-            self.violate(2, text);
-        }
-    }
-
-    /// Invariant 6: why the cluster is not where it should be; `None` once it is.
-    #[must_use]
-    pub fn unsettled(&self, rotations: u64) -> Option<String> {
-        let Some((ring, version)) = self.ring() else { return Some("there is no ring".into()) };
-        let Phase::Steady { active } = ring.phase() else {
-            return Some(format!("the ring is {}", crate::writes::roles(&ring)));
-        };
-        if self.tally.rotations <= rotations {
-            return Some("no rotation was completed".into());
-        }
-        // Time says of nothing that it speaks against enforcing, nor for it.
-        if self.scenario.timed.is_none() && ring.enforcement != Enforcement::Enforcing {
-            return Some(format!(
-                "the ring is {:?}, with {} nodes pending",
-                ring.enforcement,
-                ring.pending.len()
-            ));
-        }
-        let live: Vec<&Machine> = self.machines.iter().filter(|machine| machine.live).collect();
-        for machine in &live {
-            let name = &machine.name;
-            let Some(known) = &machine.applied else { return Some(format!("{name} is not programmed")) };
-            if known.version < version || machine.flushed || machine.left_behind.is_some() {
-                return Some(format!("{name} is not up to date"));
-            }
-            if machine.tainted && self.scenario.timed.is_none() {
-                return Some(format!("{name} has the start-up taint"));
-            }
-            if known.stage != Stage::Normal {
-                return Some(format!("{name} is at {:?}", known.stage));
-            }
-            let Some(uid) = machine.uid else { return Some(format!("{name} has no Node")) };
-            let spi = spi(active, machine, &uid);
-            let sending = machine.tables.borrow();
-            for peer in live.iter().filter(|peer| peer.addr != machine.addr) {
-                let id = SaId { dst: peer.addr, spi };
-                let pair = format!("{name} to {}", peer.name);
-                if sending.pinned(peer.addr) != Some(id) {
-                    return Some(format!("{pair}: does not send with the active generation"));
+            for peer in self.machines.iter().filter(|peer| peer.live && peer.address != machine.address) {
+                let sends = tables.pin(machine.ip(), peer.ip()).and_then(|id| {
+                    let sa = tables.sas.get(&id)?;
+                    let there = peer.tables.borrow().sas.get(&id).is_some_and(|other| other.key == sa.key);
+                    there.then_some(sa.key)
+                });
+                if sends.and_then(|key| generations.get(&key)) != Some(&active.uid) {
+                    return Some(format!(
+                        "machine {} does not send to {} with {}",
+                        at + 1,
+                        peer.name,
+                        active.id
+                    ));
                 }
-                let receiving = peer.tables.borrow();
-                let (Some(out), Some(found)) = (sending.states.get(&id), receiving.states.get(&id)) else {
-                    return Some(format!("{pair}: an SA is missing"));
-                };
-                if found.src != machine.addr || found.cipher != out.cipher {
-                    return Some(format!("{pair}: the SAs differ"));
-                }
+            }
+            if tables.clear(Direction::In, machine.ip(), [203, 0, 113, 9].into()) {
+                return Some(format!("machine {} does not enforce", at + 1));
             }
         }
         None
     }
-}
 
-/// What a machine was brought to, if it ever was, and what it was last to be brought to, in this boot.
-fn both(machine: &Machine) -> Option<[&Known; 2]> {
-    let attempted = machine.attempted.as_ref()?;
-    Some([machine.applied.as_ref().unwrap_or(attempted), attempted])
-}
-
-/// Whether the kernel of a machine does not take the key that this SA is to have now.
-fn refused(machine: &Machine, id: SaId) -> bool {
-    let Some(process) = &machine.process else { return false };
-    let planned = process.plan.as_ref().and_then(|(_, plan)| plan.states.get(&id));
-    let version = |known: &Option<Known>| known.as_ref().map(|known| known.version);
-    let refuses = version(&machine.applied) != version(&machine.attempted);
-    let tables = machine.tables.borrow();
-    let held = tables.states.get(&id).and_then(|held| held.cipher.as_ref());
-    refuses
-        && planned
-            .zip(held)
-            .is_some_and(|(planned, (suite, key))| (planned.sa.suite, &planned.sa.key) != (*suite, key))
-}
-
-/// Whether a machine knows itself and another one as they are, and so did its last attempt.
-fn knows(machine: &Machine, other: &Machine) -> bool {
-    let (Some(end), Some(theirs), Some(known)) = (machine.end(), other.end(), both(machine)) else {
-        return false;
-    };
-    known.iter().all(|known| {
-        let program = known.program.as_ref().filter(|_| known.stage == Stage::Normal);
-        program.is_some_and(|program| {
-            let peer = program.peers.get(&theirs.addr);
-            program.local == end && peer.is_some_and(|peer| peer.end == theirs && !peer.excluded)
-        })
-    })
-}
-
-fn spi(generation: &Generation, machine: &Machine, uid: &Uid) -> u32 {
-    Derivation::new(generation).spi_of(machine.addr, uid)
-}
-
-/// The incarnation, `last` at most, under which a machine has this SPI in a generation.
-fn incarnation(generation: &Generation, last: u32, machine: &Machine, uid: &Uid, id: SaId) -> Option<u32> {
-    let present = generation.incarnation(uid);
-    if spi(generation, machine, uid) == id.spi {
-        return Some(present);
+    /// The ring in the store.
+    #[must_use]
+    pub fn ring(&self) -> Option<KeyRing> {
+        let document = self.api.store.secret.as_ref()?.document.as_ref()?;
+        KeyRing::parse(document).ok()
     }
-    let mut former = generation.clone();
-    (0..=last).find(|incarnation| {
-        former.incarnations.insert(*uid, *incarnation);
-        spi(&former, machine, uid) == id.spi
-    })
+
+    /// What has to come to pass.
+    pub fn check_progress(&mut self) {
+        let missing = match self.ring() {
+            None => Some("there is no ring".to_owned()),
+            Some(_) => self.missing(),
+        };
+        let now = self.now;
+        match (self.phase, missing) {
+            (Phase::Converging(until) | Phase::Rotating(until), Some(missing)) if now > until => {
+                let phase = if matches!(self.phase, Phase::Rotating(_)) {
+                    "a rotation is not done"
+                } else {
+                    "no convergence"
+                };
+                let says = self.manager_says();
+                return self.violate(6, format!("{phase}: {missing}; the manager: {says}"));
+            }
+            (Phase::Converging(_), None) => {
+                self.tell(|| "everything has converged; a rotation is asked for".to_owned());
+                self.ask_for_rotation();
+                self.wake_managers();
+                self.active = self.ring().and_then(|ring| ring.active().map(|active| active.uid));
+                self.phase = Phase::Rotating(now + self.scenario.limit + Duration::from_secs(3600));
+            }
+            (Phase::Rotating(_), None)
+                if self.active != self.ring().and_then(|ring| ring.active().map(|active| active.uid)) =>
+            {
+                self.tell(|| "the rotation is done".to_owned());
+                let (settled, idle) =
+                    if self.machines.len() > 24 { (SETTLED / 2, IDLE / 4) } else { (SETTLED, IDLE) };
+                self.phase = Phase::Idle(now + settled, now + settled + idle);
+                self.writes = u64::MAX;
+            }
+            (Phase::Rotating(until), None) if now > until => {
+                return self.violate(6, "no rotation began".to_owned());
+            }
+            (Phase::Idle(from, until), missing) => {
+                if let Some(missing) = missing {
+                    return self.violate(6, format!("it did not stay so: {missing}"));
+                }
+                if now >= from && self.writes == u64::MAX {
+                    // A restart costs nothing either.
+                    let number = usize::try_from(self.rng.below(self.machines.len() as u64)).unwrap_or(0);
+                    self.replace_agent(number, Duration::from_secs(2));
+                    self.tell(|| "nothing may be written from here on".to_owned());
+                    self.writes = self.api.writes;
+                    self.kinds.clone_from(&self.api.kinds);
+                } else if now > until {
+                    let all = self.api.kinds.iter();
+                    let more = |(kind, count): (&&'static str, &u64)| {
+                        let before = self.kinds.get(*kind).copied().unwrap_or_default();
+                        (*count > before).then(|| format!("{} {kind}", count - before))
+                    };
+                    let more: Vec<String> = all.filter_map(more).collect();
+                    if self.api.writes != self.writes {
+                        return self.violate(8, format!("an idle world writes: {}", more.join(", ")));
+                    }
+                    self.phase = Phase::Done;
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.after(Duration::from_secs(10), Event::Check);
+    }
 }

@@ -10,8 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use secureoverlay_agent_core::agent::Agent;
 use secureoverlay_manager_core::controller::Controller;
 use secureoverlay_sim::{
+    disk::Store,
     fault::Scenario,
     run::{self, Caught, Kept, Sum},
     variant::Variant,
@@ -36,6 +38,9 @@ struct Options {
     /// The first of the seeds.
     #[arg(long, default_value_t = 1)]
     first: u64,
+    /// Faults of these kinds only, by their numbers; none: `none`.
+    #[arg(long)]
+    kinds: Option<String>,
     /// Go on until interrupted, or until something fails.
     #[arg(long)]
     soak: bool,
@@ -74,6 +79,7 @@ fn simulate(options: &Options) -> Result<bool> {
         let provoked = |variant| Some(Scenario::provoking(text.parse().ok()?, variant));
         let scenario = match variant.filter(|_| options.provoke) {
             Some(variant) => provoked(variant),
+            None if options.kinds.is_some() => text.parse().ok().map(|seed| drawn(options, seed)),
             None => run::named(text),
         };
         return Ok(one(&scenario.context("--seed takes SEED or SEED:FAULT,FAULT")?, variant, options.tail));
@@ -104,7 +110,7 @@ fn worlds(kept: &[Kept], options: &Options) -> Result<Option<(Sum, usize)>> {
     let mut told = Instant::now();
     let mut seed = options.first;
     while options.soak || sum.steps < options.steps {
-        let scenario = Scenario::new(seed);
+        let scenario = drawn(options, seed);
         if options.survey {
             failed += usize::from(survey(&scenario, &mut sum));
         } else if !held(&scenario, &mut sum) {
@@ -119,16 +125,25 @@ fn worlds(kept: &[Kept], options: &Options) -> Result<Option<(Sum, usize)>> {
     Ok(Some((sum, failed)))
 }
 
+/// The scenario of a seed.
+fn drawn(options: &Options, seed: u64) -> Scenario {
+    match options.kinds.as_deref() {
+        None => Scenario::new(seed),
+        Some("none") => Scenario::calm(seed),
+        Some(kinds) => {
+            let kinds: Vec<u64> = kinds.split(',').filter_map(|kind| kind.parse().ok()).collect();
+            Scenario::of_kinds(seed, &kinds)
+        }
+    }
+}
+
 /// One line for a world that fails; whether it did.
 fn survey(scenario: &Scenario, sum: &mut Sum) -> bool {
     let run = run::run(scenario, None, false);
     sum.add(&run.tally);
     if let Some(violation) = &run.violation {
-        let (at, timed) = (violation.at.as_secs(), if run.tally.timed { ", timed" } else { "" });
-        println!(
-            "seed {}{timed} at {at} s: invariant {}: {}",
-            scenario.seed, violation.invariant, violation.text
-        );
+        let at = violation.at.as_secs();
+        println!("seed {} at {at} s: invariant {}: {}", scenario.seed, violation.invariant, violation.text);
     }
     run.violation.is_some()
 }
@@ -193,12 +208,11 @@ fn one(scenario: &Scenario, variant: Option<Variant>, tail: usize) -> bool {
 
 fn report(sum: &Sum, variants: &BTreeMap<Variant, Caught>, failed: usize, took: Duration) {
     println!(
-        "{} steps in {} worlds, {:.1} days of their time: {} rotations, {} writes of new incarnations",
+        "{} steps in {} worlds, {:.1} days of their time: {} rotations",
         sum.steps,
         sum.worlds,
         sum.time.as_secs_f64() / 86_400.0,
-        sum.rotations,
-        sum.rekeys
+        sum.rotations
     );
     for (kind, count) in &sum.faults {
         println!("  {count:6} {kind}");
@@ -221,14 +235,13 @@ fn report(sum: &Sum, variants: &BTreeMap<Variant, Caught>, failed: usize, took: 
         .collect();
     let report = serde_json::json!({
         "controller": type_name::<Controller>(),
+        "agent": type_name::<Agent<Store>>(),
         "worlds": sum.worlds,
         "steps": sum.steps,
         "simulated_seconds": sum.time.as_secs(),
         "rotations": sum.rotations,
-        "rekeys": sum.rekeys,
-        "insisted": sum.insisted,
-        "switched_off": sum.quits,
-        "timed_worlds": sum.timed,
+        "actions": sum.actions,
+        "packets": sum.packets,
         "faults": sum.faults,
         "violations": failed,
         "variants": variants,

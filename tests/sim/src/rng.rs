@@ -1,6 +1,9 @@
 //! SplitMix64: a few lines, and the same numbers on every machine and in every year.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
+
+use rand_core::{TryCryptoRng, TryRng};
+use secureoverlay_keyring::uid::Uid;
 
 /// A stream of numbers that looks random and depends on its seed alone.
 #[derive(Clone, Debug)]
@@ -44,6 +47,13 @@ impl Rng {
         Duration::from_millis(self.between(from, to))
     }
 
+    /// A UID.
+    pub fn uid(&mut self) -> Uid {
+        let mut bytes = [0; 16];
+        self.fill(&mut bytes);
+        Uid::from_random(bytes)
+    }
+
     /// Random bytes.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
@@ -51,3 +61,22 @@ impl Rng {
         }
     }
 }
+
+impl TryRng for Rng {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok((self.draw() >> 32) as u32)
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(self.draw())
+    }
+
+    fn try_fill_bytes(&mut self, dst: &mut [u8]) -> Result<(), Infallible> {
+        self.fill(dst);
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Rng {}

@@ -8,16 +8,49 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    fault::Scenario,
-    variant::Variant,
-    world::{Tally, Violation, World},
-};
+use crate::{Time, fault::Scenario, variant::Variant, world::World};
 
-/// After faults end: what a mass of vanished Nodes is kept for, and then some.
-const SETTLING: Duration = Duration::from_secs(2 * 3600);
 /// Runs that shrinking may take.
 const SHRINKING: usize = 300;
+
+/// What must never be, and was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its number in `docs/protocol.md`, section 2; 0: a panic; 10: a replay window was opened again.
+    pub invariant: u8,
+    /// What happened.
+    pub text: String,
+    /// When.
+    pub at: Time,
+}
+
+impl Violation {
+    /// It is the same thing.
+    #[must_use]
+    pub fn alike(&self, other: &Self) -> bool {
+        let words = |text: &str| text.chars().filter(|c| c.is_alphabetic()).take(24).collect::<String>();
+        self.invariant == other.invariant && words(&self.text) == words(&other.text)
+    }
+}
+
+/// Counts of one world.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Events.
+    pub steps: u64,
+    /// Virtual time.
+    pub time: Time,
+    /// Rotations completed.
+    pub rotations: u64,
+    /// Writes of the ring by what they did.
+    pub actions: BTreeMap<String, u64>,
+    /// Faults by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// Packets of pods by what became of them.
+    pub packets: BTreeMap<&'static str, u64>,
+    /// Identities that agents drew.
+    pub draws: u64,
+}
 
 /// How a world went.
 #[derive(Debug, Default)]
@@ -33,15 +66,8 @@ pub struct Run {
 /// Runs a scenario to its end, or to the first violation.
 #[must_use]
 pub fn run(scenario: &Scenario, variant: Option<Variant>, story: bool) -> Run {
-    let mut world = match World::new(scenario, variant, story) {
-        Ok(world) => world,
-        Err(error) => {
-            let text = format!("no place for journals: {error}");
-            let violation = Some(Violation { invariant: 0, at: Duration::ZERO, text });
-            return Run { violation, ..Run::default() };
-        }
-    };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| live(&mut world))) {
+    let mut world = World::new(scenario, variant, story);
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         world.violate(0, format!("panic: {}", text.unwrap_or_default()));
@@ -50,30 +76,6 @@ pub fn run(scenario: &Scenario, variant: Option<Variant>, story: bool) -> Run {
         tally: world.tally.clone(),
         violation: world.violation.take(),
         story: world.story.take().unwrap_or_default(),
-    }
-}
-
-fn live(world: &mut World) {
-    while world.violation.is_none() && world.step(world.scenario.end) {}
-    if world.violation.is_some() {
-        return;
-    }
-    world.end_faults();
-    let (rotations, end) = (world.tally.rotations, world.now + SETTLING + 3 * world.scenario.interval);
-    let mut looked = world.now;
-    while world.violation.is_none() && world.step(end) {
-        // A look at all pairs, now and then.
-        if world.now > looked + Duration::from_secs(5) {
-            looked = world.now;
-            if world.unsettled(rotations).is_none() {
-                return;
-            }
-        }
-    }
-    if world.violation.is_none()
-        && let Some(why) = world.unsettled(rotations)
-    {
-        world.violate(6, format!("long after the last fault: {why}"));
     }
 }
 
@@ -178,14 +180,10 @@ pub struct Sum {
     pub time: Duration,
     /// Rotations completed.
     pub rotations: u64,
-    /// Writes of new incarnations.
-    pub rekeys: u64,
-    /// Writes that turned plaintext away.
-    pub insisted: u64,
-    /// Rings that were emptied because nothing was to be encrypted.
-    pub quits: u64,
-    /// Worlds in which time decided.
-    pub timed: u64,
+    /// Writes of the ring by what they did.
+    pub actions: BTreeMap<String, u64>,
+    /// Packets of pods by what became of them.
+    pub packets: BTreeMap<&'static str, u64>,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
 }
@@ -197,10 +195,12 @@ impl Sum {
         self.steps += tally.steps;
         self.time += tally.time;
         self.rotations += tally.rotations;
-        self.rekeys += tally.rekeys;
-        self.insisted += tally.insisted;
-        self.quits += tally.quits;
-        self.timed += u64::from(tally.timed);
+        for (kind, count) in &tally.actions {
+            *self.actions.entry(kind.clone()).or_default() += count;
+        }
+        for (kind, count) in &tally.packets {
+            *self.packets.entry(kind).or_default() += count;
+        }
         for (kind, count) in &tally.faults {
             *self.faults.entry(kind.clone()).or_default() += count;
         }

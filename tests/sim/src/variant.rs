@@ -2,187 +2,153 @@
 //!
 //! All of them live in the simulator's own shells around the product's code; the product has no switch for them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use secureoverlay_common::{
-    acknowledgement::Acknowledgement,
-    node::NodeFacts,
-    phase::Phase,
-    ring::{Enforcement, Ring, Role},
-    rotation::evidence::acks::DRAIN,
-    uid::Uid,
+use secureoverlay_agent_core::{
+    agent::Start,
+    journal::Record,
+    pair::PairId,
+    plan::{PlannedPair, ReconcileTarget},
+    xfrm::SaId,
 };
-use secureoverlay_manager_core::snapshot::ClusterState;
+use secureoverlay_keyring::keyring::{KeyRing, Role};
+use secureoverlay_manager_core::{controller::Write, snapshot::ClusterState};
+use secureoverlay_rotation::Action;
 use serde::{Deserialize, Serialize};
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Variant {
-    /// The manager activates what nobody has acknowledged.
-    ActivateUnacknowledged,
-    /// The manager counts what was said in a boot before this one.
-    CountFormerBoots,
-    /// The manager knows generations by their number instead of their uid.
-    KnowByNumber,
-    /// The manager drops a generation while nodes send with it.
-    DropUnswitched,
-    /// The manager drops a generation while its packets are under way.
-    DropUndrained,
+    /// The agent draws a new identity at every start.
+    RedrawAtRestart,
+    /// The agent installs outbound SAs without writing down that their keys are used.
+    InstallBeforeJournal,
+    /// The agent pins what was not answered.
+    PinUnanswered,
+    /// The agent takes an answer that came by another SA.
+    CountAnswerForAnother,
+    /// The agent drops inbound SAs with the entries that they are for, and makes them anew when these come back.
+    DropWithdrawn,
+    /// The agent follows rings that are older than what it applied.
+    FollowOlderRing,
+    /// The agent follows rings with generations that were removed.
+    FollowGoneGeneration,
+    /// The agent takes peers away whose objects are gone.
+    TakeVanishedAway,
+    /// The agent removes policies whose SAs are missing.
+    UnpinLost,
+    /// The manager removes a generation while nodes send with it.
+    RemoveUnmoved,
+    /// The manager counts acknowledgements of whatever was asked before.
+    BelieveRestoredAcks,
+    /// The manager begins anew beside a restored active generation.
+    BootstrapBesideActive,
     /// The manager writes whatever was written since it read.
     WriteUnconditionally,
-    /// The agent makes policies before the SAs that they need.
-    PoliciesFirst,
-    /// The agent sends with a new generation when it can itself receive with it.
-    OutboundFirst,
-    /// Boot IDs are left out of everything.
-    IgnoreBoot,
-    /// The agent makes lost outbound SAs again.
-    RecreateLost,
-    /// The agent says that it has done what it only begins.
-    AcknowledgeEarly,
-    /// The manager insists though nodes send in the clear.
-    InsistUnacknowledged,
-    /// The manager does not notice that its lists show a minority of the Nodes.
-    BelieveMissingNodes,
-    /// The manager leaves nodes behind that it was not told to.
-    PressUnasked,
-    /// The manager empties the ring while nodes encrypt.
-    QuitUnsilenced,
-    /// The manager gives nodes that say nothing less time than they need.
-    HurryTimed,
 }
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
-        Self::ActivateUnacknowledged,
-        Self::CountFormerBoots,
-        Self::KnowByNumber,
-        Self::DropUnswitched,
-        Self::DropUndrained,
+    pub const ALL: [Self; 13] = [
+        Self::RedrawAtRestart,
+        Self::InstallBeforeJournal,
+        Self::PinUnanswered,
+        Self::CountAnswerForAnother,
+        Self::DropWithdrawn,
+        Self::FollowOlderRing,
+        Self::FollowGoneGeneration,
+        Self::TakeVanishedAway,
+        Self::UnpinLost,
+        Self::RemoveUnmoved,
+        Self::BelieveRestoredAcks,
+        Self::BootstrapBesideActive,
         Self::WriteUnconditionally,
-        Self::PoliciesFirst,
-        Self::OutboundFirst,
-        Self::IgnoreBoot,
-        Self::RecreateLost,
-        Self::AcknowledgeEarly,
-        Self::InsistUnacknowledged,
-        Self::BelieveMissingNodes,
-        Self::PressUnasked,
-        Self::QuitUnsilenced,
-        Self::HurryTimed,
     ];
 
-    /// What this manager takes a snapshot for. `numbers`: those of all generations that ever were; `all`: the Nodes that
-    /// there are.
-    pub fn mishear(
+    /// The faults that it stumbles over, by their numbers; none: any.
+    #[must_use]
+    pub const fn kinds(self) -> &'static [u64] {
+        match self {
+            Self::RedrawAtRestart => &[5],
+            Self::InstallBeforeJournal => &[5, 22, 25],
+            Self::PinUnanswered | Self::CountAnswerForAnother => &[12, 27, 43],
+            Self::DropWithdrawn => &[14, 22, 38, 43],
+            Self::FollowOlderRing | Self::FollowGoneGeneration | Self::BootstrapBesideActive => {
+                &[0, 33, 35, 43]
+            }
+            Self::TakeVanishedAway => &[37],
+            Self::UnpinLost => &[22, 25],
+            Self::RemoveUnmoved => &[6, 7, 43],
+            // Turned away, accepted, and off: an agent that is late, and what it said the last time.
+            Self::BelieveRestoredAcks => &[6, 7, 41, 42, 46],
+            Self::WriteUnconditionally => &[1, 2, 43],
+        }
+    }
+
+    /// What this agent remembers at its start.
+    pub fn forget(self, start: &mut Start, record: &mut Record) {
+        if matches!(self, Self::FollowOlderRing | Self::FollowGoneGeneration) {
+            start.gone.clear();
+            let text = record.to_text();
+            let lines = text.lines().filter(|line| !line.starts_with("gone "));
+            let text: String = lines.map(|line| format!("{line}\n")).collect();
+            *record = Record::parse(text.as_bytes()).unwrap_or_default();
+        }
+        if self == Self::FollowOlderRing {
+            start.state.applied = None;
+        }
+    }
+
+    /// What this agent takes its target for. `pairs`: those of the run before; `there`: whether the kernel has an SA.
+    pub fn misread(
         self,
-        cluster: &mut ClusterState,
-        ring: Option<&Ring>,
-        numbers: &BTreeMap<Uid, u64>,
-        all: &[NodeFacts],
+        target: &mut ReconcileTarget,
+        pairs: &BTreeMap<PairId, PlannedPair>,
+        there: impl Fn(SaId) -> bool,
     ) {
-        let said = &mut cluster.acknowledgements;
-        let with_role = |role| ring.and_then(|ring| ring.with_role(role));
-        match (self, with_role(Role::Retiring), with_role(Role::Active), with_role(Role::Staged)) {
-            (Self::CountFormerBoots, ..) => {
-                for node in &cluster.nodes {
-                    if let (Some(said), Some(boot)) = (said.get_mut(&node.name), node.boot) {
-                        said.boot = boot;
-                    }
+        let Some(states) = target.input.as_mut().and_then(|input| input.pairs.as_mut()) else { return };
+        match self {
+            Self::PinUnanswered => {
+                for (pair, planned) in pairs {
+                    let state = Arc::make_mut(states).entry(*pair).or_default();
+                    state.proven.extend(planned.offered.iter().copied());
                 }
             }
-            (Self::KnowByNumber, ..) => {
-                let same = |uid: &Uid| {
-                    let number = numbers.get(uid)?;
-                    ring?.generations.iter().find(|generation| generation.id == *number)
-                };
-                for said in said.values_mut() {
-                    let known: Vec<_> = said.receives.keys().filter_map(same).collect();
-                    said.receives.extend(known.iter().map(|found| (found.uid, found.incarnations.clone())));
-                    said.sends = said.sends.map(|uid| same(&uid).map_or(uid, |found| found.uid));
-                    // Who takes the number for the name has no need of another one.
-                    said.newest = 0;
+            Self::UnpinLost => {
+                for (pair, state) in Arc::make_mut(states) {
+                    state.pin = state.pin.filter(|spi| there(SaId { dst: pair.dst.ip(), spi: *spi }));
                 }
-            }
-            (Self::ActivateUnacknowledged, _, _, Some(staged)) => pretend(cluster, ring, |said| {
-                said.receives.insert(staged.uid, staged.incarnations.clone());
-                said.unreachable.get_or_insert_default();
-            }),
-            (Self::InsistUnacknowledged, None, Some(active), None) => pretend(cluster, ring, |said| {
-                said.receives.insert(active.uid, active.incarnations.clone());
-                (said.sends, said.encrypts) = (Some(active.uid), true);
-                said.revision = ring.map_or(0, |ring| ring.revision);
-                said.unreachable = Some(BTreeSet::new());
-            }),
-            (Self::DropUnswitched, Some(_), Some(active), _) => {
-                pretend(cluster, ring, |said| said.sends = Some(active.uid));
-            }
-            (Self::QuitUnsilenced, Some(_), None, None) => pretend(cluster, ring, |said| {
-                (said.sends, said.silent) = (None, true);
-                said.revision = ring.map_or(0, |ring| ring.revision);
-            }),
-            (Self::BelieveMissingNodes, ..) => {
-                let missing = |node: &&NodeFacts| cluster.nodes.iter().all(|other| other.name != node.name);
-                let missing: Vec<NodeFacts> = all.iter().filter(missing).cloned().collect();
-                cluster.nodes.extend(missing.into_iter().map(|node| NodeFacts { excluded: true, ..node }));
             }
             _ => {}
         }
     }
 
-    /// How far this manager's clock jumps ahead when it sees that: over the drain.
-    #[must_use]
-    pub fn hurries(self, cluster: &ClusterState, ring: Option<&Ring>) -> Duration {
-        let with_role = |role| ring.and_then(|ring| ring.with_role(role));
-        match (self, with_role(Role::Retiring), with_role(Role::Active)) {
-            (Self::DropUndrained, Some(_), Some(active))
-                if cluster.acknowledgements.values().all(|said| said.sends == Some(active.uid)) =>
-            {
-                DRAIN
+    /// What this manager takes a snapshot for.
+    pub fn mishear(self, cluster: &mut ClusterState, ring: Option<&KeyRing>) {
+        let Some(ring) = ring else { return };
+        let acks = cluster.acks.values_mut().filter_map(|object| object.content.as_mut());
+        for ack in acks {
+            if matches!(self, Self::BelieveRestoredAcks | Self::RemoveUnmoved) {
+                ack.ack_id = ring.ack_id;
             }
-            _ => Duration::ZERO,
+            if self == Self::RemoveUnmoved
+                && let (Some(_), Some(active)) = (ring.retiring(), ring.active())
+            {
+                ack.active_generation = Some(active.uid);
+                ack.unproven_pairs.clear();
+            }
         }
     }
 
-    /// What this agent takes the ring for.
-    pub fn misread(self, ring: &Ring) -> Option<Ring> {
-        if self != Self::OutboundFirst || !matches!(ring.phase(), Phase::Staged { .. }) {
-            return None;
+    /// What this manager writes.
+    pub fn miswrite(self, write: &mut Write, before: Option<&KeyRing>) {
+        if self == Self::BootstrapBesideActive
+            && write.action == Action::Bootstrap
+            && let Some(active) = before.and_then(KeyRing::active)
+        {
+            let mut active = active.clone();
+            active.role = Role::Active;
+            write.ring.generations.insert(0, active);
         }
-        let mut ring = ring.clone();
-        ring.generations.retain(|generation| generation.role != Role::Retiring);
-        for generation in &mut ring.generations {
-            generation.role = if generation.role == Role::Staged { Role::Active } else { Role::Retiring };
-        }
-        Some(ring)
-    }
-}
-
-/// Makes every node say something, even those that say nothing.
-fn pretend(cluster: &mut ClusterState, ring: Option<&Ring>, edit: impl Fn(&mut Acknowledgement)) {
-    for node in &cluster.nodes {
-        let (Some(uid), Some(boot)) = (node.uid, node.boot) else { continue };
-        let nothing = Acknowledgement {
-            node: uid,
-            boot,
-            installation: ring.and_then(|ring| ring.installation),
-            receives: BTreeMap::new(),
-            sends: None,
-            silent: false,
-            revision: 0,
-            encrypts: false,
-            burnt: BTreeMap::new(),
-            spent: BTreeSet::new(),
-            newest: 0,
-            enforcement: Enforcement::Permissive,
-            obstacles: BTreeSet::new(),
-            unreachable: None,
-            oversized: false,
-        };
-        edit(cluster.acknowledgements.entry(node.name.clone()).or_insert(nothing));
     }
 }

@@ -1,666 +1,331 @@
-//! The world: virtual time, a queue of events, the API with its watches, and everybody in it.
+//! The world: events in the order of their time, and what happens at each.
 
 use std::{
     cell::RefCell,
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
-    path::PathBuf,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use jiff::{SignedDuration, Timestamp};
-use secureoverlay_agent::xfrm::SaId;
-use secureoverlay_common::{
-    acknowledgement::Acknowledgement,
-    node::NodeFacts,
-    phase::Phase,
-    ring::{Generation, Ring, Role},
-    rotation::Incarnations,
+use secureoverlay_keyring::{
+    address::NodeAddress,
+    probe::NONCE_LEN,
+    settings::{RotationSchedule, RotationSettings, Settings},
     uid::Uid,
-    wire::End,
 };
 
 use crate::{
     Time,
-    api::{Change, DaemonSet, NodeEncryption, Objects, Secret, Stream, What, Who},
+    agents::AgentEvent,
+    api::{Api, Node},
+    disk::Directory,
     fault::Scenario,
     faults::Heal,
-    kernel::{Keys, Tables},
+    kernel::{Shared, Tables},
     machine::Machine,
-    manager::Manager,
+    manager::{Manager, ManagerEvent},
+    network::Network,
     rng::Rng,
+    run::{Tally, Violation},
     variant::Variant,
 };
 
-/// Lines of the story that are kept.
-const STORY: usize = 400;
-
-/// Something that is going to happen.
+/// Something that happens.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The fault of this number.
+    /// To an agent's process.
+    Agent(usize, u64, AgentEvent),
+    /// To a manager's process.
+    Manager(usize, u64, ManagerEvent),
+    /// A fault, by its number.
     Fault(usize),
-    /// What a fault did ends.
+    /// The end of one.
     Heal(Heal),
-    /// Something arrives on a watch connection.
-    Deliver(Who, What, u64),
-    /// A watch connection is made, and lists.
-    Connect(Who, What),
-    /// A process of an agent may have something to do.
-    Wake(usize, u64),
-    /// It changes the kernel.
-    Attempt(usize, u64),
-    /// It hears how that went.
-    Attempted(usize, u64),
-    /// The kernel tells of changes.
-    KernelChanged(usize, u64),
-    /// Its probes were answered: the network between machines drops no ESP.
-    Probed(usize, u64),
-    /// An acknowledgement is sent.
-    Send(usize, u64),
-    /// An acknowledgement arrives.
-    Said(String, Uid, Box<Acknowledgement>),
-    /// The writer of acknowledgements hears of it.
-    Sent(usize, u64),
-    /// It is time to say it again.
-    Heartbeat(usize, u64),
-    /// SIGTERM.
-    Terminate(usize, u64),
-    /// SIGKILL, after the grace.
-    Kill(usize, u64),
-    /// A manager takes its next step; it has not been killed since if the number is right.
-    Manage(usize, u64),
-    /// The garbage collector looks at what a Node owned.
-    Collect(String),
+    /// A probe arrives.
+    Probe(Box<crate::agents::Packet>),
+    /// Pods talk.
+    Traffic,
+    /// The garbage collector runs.
+    Collect,
+    /// A backup is made.
+    BackUp,
+    /// The kubelets' heartbeats are looked at.
+    Kubelets,
+    /// Faults are over.
+    Calm,
+    /// After the faults: what must have come to pass.
+    Check,
 }
 
-/// What must never be, and was.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// Number of the invariant; 0 for a panic.
-    pub invariant: u8,
-    /// When.
-    pub at: Time,
-    /// What.
-    pub text: String,
-}
-
-impl Violation {
-    /// Whether it is of the same kind, whoever met it.
-    #[must_use]
-    pub fn alike(&self, other: &Self) -> bool {
-        let words = |text: &str| -> Vec<String> {
-            let words = text.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
-            words.map(str::to_owned).collect()
-        };
-        self.invariant == other.invariant && words(&self.text) == words(&other.text)
-    }
-}
-
-/// What draws numbers, each from a stream of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Luck {
-    /// UIDs.
-    Identities,
-    /// Keys that managers make.
-    Keys,
-    /// Faults that are of no single machine.
-    Faults,
-    /// The garbage collector.
-    Collector,
-    /// A manager's delays.
-    Manager(usize),
-    /// What happens to a machine.
-    Machine(usize),
-    /// A watch connection.
-    Watch(Who, What),
-}
-
-impl Luck {
-    const fn purpose(self) -> u64 {
-        match self {
-            Self::Identities => 2,
-            Self::Keys => 3,
-            Self::Faults => 6,
-            Self::Collector => 7,
-            Self::Manager(at) => 1 << 20 | at as u64,
-            Self::Machine(at) => 2 << 20 | at as u64,
-            Self::Watch(Who::Manager(at), what) => 3 << 20 | (at as u64) << 2 | what as u64,
-            Self::Watch(Who::Agent(at), what) => 4 << 20 | (at as u64) << 2 | what as u64,
-        }
-    }
-}
-
-/// A point in the history of the Secret where what nodes know stops being in order.
+/// What is to come to pass after the faults, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Break {
-    /// An old ring came back.
-    Restored,
-    /// The ring was lost, and begun anew.
-    Lost,
-    /// The ring of another installation was emptied.
-    Reset,
-}
-
-/// A break.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Broken {
-    /// Of which kind.
-    pub kind: Break,
-    /// The generation that was retiring in the ring before.
-    pub retiring: Option<Generation>,
-}
-
-/// Who two machines are.
-pub type Ends = (Option<End>, Option<End>);
-
-/// What is counted.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    /// Events.
-    pub steps: u64,
-    /// Virtual time.
-    pub time: Duration,
-    /// Generations that were dropped in order.
-    pub rotations: u64,
-    /// Writes that gave nodes new incarnations.
-    pub rekeys: u64,
-    /// Writes that turned plaintext away.
-    pub insisted: u64,
-    /// Rings that were emptied because nothing was to be encrypted.
-    pub quits: u64,
-    /// Time decides.
-    pub timed: bool,
-    /// Faults by kind.
-    pub faults: BTreeMap<String, u64>,
+pub enum Phase {
+    /// Faults happen.
+    Faults,
+    /// Everything is to converge, until then.
+    Converging(Time),
+    /// A rotation was asked for, and is to be done, until then.
+    Rotating(Time),
+    /// Nothing is to be written from the first time on, until the second.
+    Idle(Time, Time),
+    /// All of that came to pass.
+    Done,
 }
 
 /// Everything.
 pub struct World {
-    /// Where it came from.
+    /// What it came from.
     pub scenario: Scenario,
-    /// The mistake in it.
+    /// The mistake that is made in it.
     pub variant: Option<Variant>,
     /// Virtual time.
     pub now: Time,
-    /// The manager's wall clock is ahead of it by so many seconds.
-    pub clock: i64,
-    /// What is stored.
-    pub objects: Objects,
-    /// Watch connections.
-    pub streams: BTreeMap<(Who, What), Stream>,
-    /// Machines, those that left included.
-    pub machines: Vec<Machine>,
-    /// Managers, dead ones included.
-    pub managers: Vec<Manager>,
-    /// Rings that were written, with their documents.
-    pub history: Vec<Vec<u8>>,
-    /// Breaks, by resourceVersion.
-    pub breaks: BTreeMap<u64, Broken>,
-    /// Numbers of all generations that ever were.
-    pub numbers: BTreeMap<Uid, u64>,
-    /// Since when each generation has had its role.
-    pub roles: BTreeMap<(Uid, Role), Time>,
-    /// The highest incarnation that there ever was.
-    pub incarnations: u32,
-    /// The incarnations of each generation when it was activated, and the version of that write.
-    pub activated: BTreeMap<Uid, (Incarnations, u64)>,
-    /// Machines about which something changed in this step.
-    pub dirty: BTreeSet<usize>,
-    /// The SA with which each machine was last understood by each other, and who they were.
-    pub understood: BTreeMap<(usize, usize), (SaId, Ends)>,
-    /// When no manager was at work last, and whether one was after the last step.
-    pub unmanaged: (Time, bool),
-    /// The first thing that must never be.
-    pub violation: Option<Violation>,
-    /// Counts.
-    pub tally: Tally,
-    /// No more faults.
-    pub calm: bool,
-    lucks: BTreeMap<Luck, Rng>,
-    /// What happened lately, if somebody wants to read it.
-    pub story: Option<Vec<String>>,
-    pub(crate) keys: Rc<RefCell<Keys>>,
-    base: Instant,
-    queue: BinaryHeap<Reverse<Entry>>,
-    order: u64,
+    queue: BTreeMap<(Time, u64), Event>,
+    sequence: u64,
     pids: u64,
-    directory: PathBuf,
-}
-
-#[derive(Debug)]
-struct Entry {
-    at: Time,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // Journals only, in a directory of our own.
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
+    /// The API server.
+    pub api: Api,
+    /// The network.
+    pub network: Network,
+    /// The machines.
+    pub machines: Vec<Machine>,
+    /// The managers.
+    pub managers: Vec<Option<Manager>>,
+    /// What kernels tell.
+    pub shared: Rc<RefCell<Shared>>,
+    /// The generation of outbound keys, by fingerprint.
+    pub generations: Rc<RefCell<BTreeMap<u64, Uid>>>,
+    /// With which key a ping with this nonce arrived, and whether it was a large one.
+    pub arrived: BTreeMap<[u8; NONCE_LEN], (u64, bool)>,
+    /// Randomness of the world's own.
+    pub rng: Rng,
+    /// Machines of which something changed that invariants speak of.
+    pub dirty: BTreeSet<usize>,
+    /// The first invariant that was violated.
+    pub violation: Option<Violation>,
+    /// What happened, where that is wanted.
+    pub story: Option<Vec<String>>,
+    /// Sums.
+    pub tally: Tally,
+    /// What is to come to pass.
+    pub phase: Phase,
+    /// Writes when the idle phase began.
+    pub writes: u64,
+    /// Seconds by which the manager's wall clock is off.
+    pub clock: i64,
+    /// An operator skipped nodes: generations are dropped regardless.
+    pub skipped: bool,
+    /// The active generation before the last rotation.
+    pub active: Option<Uid>,
+    /// Writes by kind when the idle phase began.
+    pub kinds: BTreeMap<&'static str, u64>,
+    /// What the operator wants.
+    pub settings: Settings,
+    /// When the world began, by the real clock: only differences count.
+    pub begun: Instant,
+    /// Randomness of managers.
+    pub keys: Rng,
 }
 
 impl World {
-    /// The world of a scenario, before its first event.
-    ///
-    /// # Errors
-    /// No place for the agents' journals.
-    pub fn new(scenario: &Scenario, variant: Option<Variant>, story: bool) -> std::io::Result<Self> {
-        static WORLDS: AtomicU64 = AtomicU64::new(0);
-        let memory = PathBuf::from("/dev/shm");
-        let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
-        let number = WORLDS.fetch_add(1, Ordering::Relaxed);
-        let directory = place.join(format!("secureoverlay-sim-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory)?;
+    /// A world before it begins.
+    #[must_use]
+    pub fn new(scenario: &Scenario, variant: Option<Variant>, story: bool) -> Self {
         let mut world = Self {
             scenario: scenario.clone(),
             variant,
             now: Time::ZERO,
-            clock: 0,
-            objects: Objects::default(),
-            streams: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            pids: 0,
+            api: Api::default(),
+            network: Network::default(),
             machines: Vec::new(),
             managers: Vec::new(),
-            history: Vec::new(),
-            breaks: BTreeMap::new(),
-            numbers: BTreeMap::new(),
-            roles: BTreeMap::new(),
-            incarnations: 0,
-            activated: BTreeMap::new(),
+            shared: Rc::default(),
+            generations: Rc::default(),
+            arrived: BTreeMap::new(),
+            rng: Rng::new(scenario.seed, 2),
             dirty: BTreeSet::new(),
-            understood: BTreeMap::new(),
-            unmanaged: (Time::ZERO, false),
             violation: None,
-            tally: Tally { timed: scenario.timed.is_some(), ..Tally::default() },
-            calm: false,
-            lucks: BTreeMap::new(),
             story: story.then(Vec::new),
-            keys: Rc::default(),
-            base: Instant::now(),
-            queue: BinaryHeap::new(),
-            order: 0,
-            pids: 0,
-            directory,
+            tally: Tally::default(),
+            phase: Phase::Faults,
+            writes: 0,
+            clock: 0,
+            skipped: false,
+            active: None,
+            kinds: BTreeMap::new(),
+            settings: settings(scenario),
+            begun: Instant::now(),
+            keys: Rng::new(scenario.seed, 4),
         };
-        world.begin()?;
-        Ok(world)
-    }
-
-    fn begin(&mut self) -> std::io::Result<()> {
-        let uid = self.uid();
-        self.objects.secret = Some((Secret::new(uid, None), 0));
-        let uid = self.uid();
-        self.objects.daemon_set = Some(DaemonSet { uid, orphaning: false });
-        for _ in 0..self.scenario.machines {
-            self.join(None)?;
+        world.api.store.daemon_set = Some(world.rng.uid());
+        for _ in 0..scenario.machines {
+            let pause = world.rng.millis(0, 3000);
+            let at = world.add_machine(None);
+            world.after(pause, Event::Heal(Heal::Agent(at)));
         }
-        self.start_manager();
-        for at in 0..self.scenario.faults.len() {
-            self.at(self.scenario.faults[at].at, Event::Fault(at));
+        world.start_manager(0);
+        for (number, planned) in scenario.faults.iter().enumerate() {
+            world.at(planned.at, Event::Fault(number));
         }
-        Ok(())
+        world.after(Time::from_secs(1), Event::Traffic);
+        world.after(Time::from_secs(5), Event::Kubelets);
+        world.after(Time::from_secs(7), Event::Collect);
+        world.after(Time::from_secs(11), Event::BackUp);
+        world.at(scenario.end, Event::Calm);
+        world
     }
 
-    /// Virtual time as the product sees it.
-    #[must_use]
-    pub fn instant(&self) -> Instant {
-        self.base + self.now
+    /// A machine joins, with an address that another one had, or a new one.
+    pub fn add_machine(&mut self, address: Option<NodeAddress>) -> usize {
+        let at = self.machines.len();
+        let address = address.unwrap_or_else(|| address_of(at + 1));
+        let mut rng = Rng::new(self.scenario.seed, 100 + at as u64);
+        let tables = Tables::new(at, address.ip(), self.shared.clone(), Rng::new(rng.draw(), 3));
+        let name = format!("node-{}", at + 1);
+        let node = Node { uid: rng.uid(), ready: true, excluded: false, address, pod_ready: false };
+        self.api.next("Node");
+        self.api.store.nodes.insert(name.clone(), node);
+        self.network.owners.insert(address.ip(), at);
+        self.machines.push(Machine {
+            name,
+            address,
+            live: true,
+            booted: self.now,
+            tables: Rc::new(RefCell::new(tables)),
+            directory: Rc::new(RefCell::new(Directory::default())),
+            process: None,
+            pod: true,
+            partitioned: false,
+            stopped_until: Time::ZERO,
+            slow_until: Time::ZERO,
+            not_ready: None,
+            excluded: None,
+            enforces: false,
+            exclusion: Arc::default(),
+            sends: false,
+            flushed: false,
+            rng,
+        });
+        self.routes_changed();
+        at
     }
 
-    /// The manager's wall clock.
-    #[must_use]
-    pub fn wall(&self) -> Timestamp {
-        let start = Timestamp::from_second(1_795_000_000).unwrap_or(Timestamp::UNIX_EPOCH);
-        let passed = SignedDuration::try_from(self.now).unwrap_or(SignedDuration::ZERO);
-        start.checked_add(passed + SignedDuration::from_secs(self.clock)).unwrap_or(start)
+    /// An event at a time.
+    pub fn at(&mut self, time: Time, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((time.max(self.now), self.sequence), event);
     }
 
-    /// The stream of luck of one decision point. What one process does differently disturbs the luck of no other.
-    pub fn luck(&mut self, luck: Luck) -> &mut Rng {
-        let seed = self.scenario.seed;
-        self.lucks.entry(luck).or_insert_with(|| Rng::new(seed, luck.purpose()))
+    /// An event after a while.
+    pub fn after(&mut self, pause: Time, event: Event) {
+        self.at(self.now + pause, event);
     }
 
-    /// A new identity.
-    pub fn uid(&mut self) -> Uid {
-        let mut bytes = [0; 16];
-        self.luck(Luck::Identities).fill(&mut bytes);
-        Uid::from_random(bytes)
-    }
-
-    /// A number that no process had.
-    pub fn pid(&mut self) -> u64 {
+    /// A number that no process has had.
+    pub const fn pid(&mut self) -> u64 {
         self.pids += 1;
         self.pids
     }
 
-    /// Plans an event at a time.
-    pub fn at(&mut self, at: Time, event: Event) {
-        self.order += 1;
-        self.queue.push(Reverse(Entry { at: at.max(self.now), order: self.order, event }));
-    }
-
-    /// Plans an event.
-    pub fn after(&mut self, pause: Duration, event: Event) {
-        self.at(self.now + pause, event);
-    }
-
-    /// Adds to the story.
-    pub fn tell(&mut self, line: impl FnOnce() -> String) {
-        let now = self.now;
-        if let Some(story) = &mut self.story {
-            if story.len() >= 2 * STORY {
-                story.drain(..STORY);
-            }
-            story.push(format!("{:9.3}s {}", now.as_secs_f64(), line()));
+    /// Goes on until all came to pass, or something is violated.
+    pub fn run(&mut self) {
+        while self.violation.is_none() && self.phase != Phase::Done {
+            let Some(((time, _), event)) = self.queue.pop_first() else { return };
+            self.now = time;
+            self.tally.steps += 1;
+            self.happen(event);
+            self.check();
         }
-    }
-
-    /// Notes what must never be.
-    pub fn violate(&mut self, invariant: u8, text: String) {
-        let at = self.now;
-        self.tell(|| format!("INVARIANT {invariant}: {text}"));
-        self.violation.get_or_insert(Violation { invariant, at, text });
-    }
-
-    /// One event. False when there is none before `until`.
-    pub fn step(&mut self, until: Time) -> bool {
-        if self.queue.peek().is_none_or(|Reverse(entry)| entry.at > until) {
-            self.now = until;
-            return false;
-        }
-        let Some(Reverse(Entry { at, event, .. })) = self.queue.pop() else { return false };
-        self.now = at;
-        self.tally.steps += 1;
         self.tally.time = self.now;
-        self.happen(event);
-        self.check();
-        true
     }
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Fault(at) => self.fault(at),
+            Event::Agent(at, pid, event) => self.agent(at, pid, event),
+            Event::Manager(at, pid, event) => self.manager(at, pid, event),
+            Event::Fault(number) => self.fault(number),
             Event::Heal(heal) => self.heal(heal),
-            Event::Deliver(who, what, connection) => self.deliver(who, what, connection),
-            Event::Connect(who, what) => self.connect(who, what),
-            Event::Manage(number, pid) => self.manage(number, pid),
-            Event::Said(name, owner, said) => self.said(name, owner, *said),
-            Event::Collect(name) => self.collect(&name),
-            Event::Wake(machine, pid)
-            | Event::Attempt(machine, pid)
-            | Event::Attempted(machine, pid)
-            | Event::KernelChanged(machine, pid)
-            | Event::Probed(machine, pid)
-            | Event::Send(machine, pid)
-            | Event::Sent(machine, pid)
-            | Event::Heartbeat(machine, pid)
-            | Event::Terminate(machine, pid)
-            | Event::Kill(machine, pid) => self.agent(machine, pid, &event),
-        }
-    }
-
-    /// Something stored has changed: everybody who watches hears of it, some time.
-    pub fn changed(&mut self, what: What, change: &Change) {
-        let watchers: Vec<Who> = self
-            .streams
-            .iter()
-            .filter(|((_, of), stream)| *of == what && stream.up)
-            .map(|((who, _), _)| *who)
-            .collect();
-        for who in watchers {
-            let (broken, duplicated) = (self.scenario.broken, self.scenario.duplicated);
-            if !self.calm && self.luck(Luck::Watch(who, what)).permille(broken) {
-                self.lose(who, what);
-                continue;
+            Event::Probe(packet) => self.probe_arrives(*packet),
+            Event::Traffic => self.traffic(),
+            Event::Collect => {
+                let gone = self.api.collect();
+                if !gone.is_empty() {
+                    self.tell(|| format!("collected EncryptionPeers {gone:?}"));
+                    self.wake_watches();
+                }
+                self.after(Time::from_secs(7), Event::Collect);
             }
-            self.push(who, what, change.clone());
-            if self.luck(Luck::Watch(who, what)).permille(duplicated) {
-                self.push(who, what, change.clone());
+            Event::BackUp => {
+                self.api.back_up();
+                let pause = self.rng.millis(20_000, 120_000);
+                self.after(pause, Event::BackUp);
             }
-        }
-    }
-
-    fn push(&mut self, who: Who, what: What, change: Change) {
-        let luck = self.luck(Luck::Watch(who, what));
-        let delay = if luck.permille(30) { luck.millis(500, 20_000) } else { luck.millis(1, 300) };
-        let Some(stream) = self.streams.get_mut(&(who, what)) else { return };
-        stream.last = stream.last.max(self.now + delay);
-        stream.queue.push_back(change);
-        let (at, connection) = (stream.last, stream.connection);
-        self.at(at, Event::Deliver(who, what, connection));
-    }
-
-    /// A watch connection breaks; it is made again after a while.
-    pub fn lose(&mut self, who: Who, what: What) {
-        self.streams.entry((who, what)).or_default().cut();
-        let pause = self.luck(Luck::Watch(who, what)).millis(200, 8000);
-        self.after(pause, Event::Connect(who, what));
-    }
-
-    fn connect(&mut self, who: Who, what: What) {
-        let wanted = match who {
-            Who::Agent(at) => self.machines[at].process.is_some(),
-            Who::Manager(at) => self.managers[at].alive,
-        };
-        if !wanted || self.streams.get(&(who, what)).is_some_and(|stream| stream.up) {
-            return;
-        }
-        if let Who::Agent(at) = who
-            && self.machines[at].partitioned
-        {
-            let pause = self.luck(Luck::Watch(who, what)).millis(1000, 5000);
-            return self.after(pause, Event::Connect(who, what));
-        }
-        self.streams.entry((who, what)).or_default().up = true;
-        let change = self.objects.list(what);
-        self.push(who, what, change);
-    }
-
-    fn deliver(&mut self, who: Who, what: What, connection: u64) {
-        let stopped = match who {
-            Who::Agent(at) => self.machines[at].stopped_until,
-            Who::Manager(at) => self.managers[at].stopped_until,
-        };
-        if stopped > self.now {
-            return self.at(stopped, Event::Deliver(who, what, connection));
-        }
-        let Some(stream) = self.streams.get_mut(&(who, what)) else { return };
-        if stream.connection != connection {
-            return;
-        }
-        let Some(change) = stream.queue.pop_front() else { return };
-        match who {
-            Who::Agent(at) => self.agent_hears(at, change),
-            Who::Manager(at) => self.manager_hears(at, change),
-        }
-    }
-
-    /// Notes a break that the write of this version made; `before` is the last ring before it.
-    pub fn note_break(&mut self, version: u64, kind: Break, before: Option<&[u8]>) {
-        let ring = before.and_then(|document| Ring::parse(document).ok());
-        let retiring = Phase::of(ring.as_ref()).retiring().cloned();
-        self.breaks.insert(version, Broken { kind, retiring });
-    }
-
-    /// Stores a Secret, or its absence.
-    pub fn write_secret(&mut self, secret: Option<Secret>) -> u64 {
-        self.objects.version += 1;
-        let version = self.objects.version;
-        if let Some(document) = secret.as_ref().and_then(|secret| secret.document.as_ref())
-            && let Ok(ring) = Ring::parse(document)
-        {
-            if self.history.last() != Some(document) {
-                self.history.push(document.clone());
+            Event::Kubelets => {
+                self.kubelets();
+                self.after(Time::from_secs(5), Event::Kubelets);
             }
-            for generation in &ring.generations {
-                self.numbers.insert(generation.uid, generation.id);
-                let last = generation.incarnations.values().copied().max().unwrap_or(0);
-                self.incarnations = self.incarnations.max(last);
+            Event::Calm => self.calm(),
+            Event::Check => self.check_progress(),
+        }
+    }
+
+    /// Nodes are Ready while their machines live and reach the API.
+    fn kubelets(&mut self) {
+        for at in 0..self.machines.len() {
+            let machine = &self.machines[at];
+            let ready = machine.live && !machine.partitioned && self.now >= machine.booted;
+            let pod_ready = ready && machine.process.is_some();
+            let name = machine.name.clone();
+            let Some(node) = self.api.store.nodes.get(&name) else { continue };
+            if (node.ready, node.pod_ready) != (ready, pod_ready) {
+                // Pods are objects of others.
+                if node.ready != ready {
+                    self.api.next("Node");
+                }
+                if let Some(node) = self.api.store.nodes.get_mut(&name) {
+                    (node.ready, node.pod_ready) = (ready, pod_ready);
+                }
+                self.wake_managers();
             }
-            let roles: BTreeMap<_, _> = ring
-                .generations
-                .iter()
-                .map(|generation| ((generation.uid, generation.role), self.now))
-                .collect();
-            let before = std::mem::replace(&mut self.roles, roles);
-            for (role, since) in &mut self.roles {
-                *since = before.get(role).copied().unwrap_or(*since);
-            }
-        }
-        self.objects.secret = secret.map(|secret| (secret, version));
-        let change = self.objects.ring();
-        self.changed(What::Ring, &change);
-        version
-    }
-
-    /// The ring that is stored, if it is one.
-    #[must_use]
-    pub fn ring(&self) -> Option<(Ring, u64)> {
-        let (secret, version) = self.objects.secret.as_ref()?;
-        Some((Ring::parse(secret.document.as_ref()?).ok()?, *version))
-    }
-
-    /// Changes a Node object.
-    pub fn edit_node(&mut self, machine: usize, edit: impl FnOnce(&mut NodeFacts)) {
-        let name = self.machines[machine].name.clone();
-        let Some(node) = self.objects.nodes.get_mut(&name) else { return };
-        let before = node.clone();
-        edit(node);
-        if *node != before {
-            let change = Change::Node(node.clone());
-            self.changed(What::Nodes, &change);
+            let machine = &mut self.machines[at];
+            machine.not_ready = (!ready).then(|| machine.not_ready.unwrap_or(self.now));
         }
     }
 
-    fn said(&mut self, name: String, owner: Uid, said: Acknowledgement) {
-        self.objects.said.insert(name.clone(), NodeEncryption { owner, said: said.clone() });
-        self.changed(What::Said, &Change::Said(name.clone(), Some(said)));
-        self.collect_later(name);
-    }
-
-    /// The garbage collector will look.
-    pub fn collect_later(&mut self, name: String) {
-        let pause = self.luck(Luck::Collector).millis(500, 20_000);
-        self.after(pause, Event::Collect(name));
-    }
-
-    fn collect(&mut self, name: &str) {
-        let owner = self.objects.nodes.get(name).and_then(|node| node.uid);
-        let orphan = |object: &NodeEncryption| Some(object.owner) != owner;
-        if self.objects.said.get(name).is_some_and(orphan) {
-            self.objects.said.remove(name);
-            self.changed(What::Said, &Change::Said(name.to_owned(), None));
+    /// A line of the story.
+    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:10.3}s {}", self.now.as_secs_f64(), line()));
         }
     }
 
-    /// A machine comes, with an address of its own or one that is free again.
-    ///
-    /// # Errors
-    /// No place for its journal.
-    pub fn join(&mut self, addr: Option<std::net::IpAddr>) -> std::io::Result<()> {
-        let at = self.machines.len();
-        let addr = addr.unwrap_or_else(|| [192, 0, 2 + (at / 200) as u8, 1 + (at % 200) as u8].into());
-        let name = format!("node-{}", at + 1);
-        let boot = self.uid();
-        let rng = Rng::new(self.scenario.seed, 100 + at as u64);
-        let tables = self.boot_kernel(at, addr);
-        let journal = self.place_for_journal(boot)?;
-        self.machines.push(Machine {
-            name,
-            addr,
-            uid: None,
-            boot,
-            live: true,
-            tables,
-            journal,
-            process: None,
-            pod: self.objects.daemon_set.is_some(),
-            set: self.objects.daemon_set.map(|set| set.uid),
-            partitioned: false,
-            stopped_until: Time::ZERO,
-            slow_until: Time::ZERO,
-            applied: None,
-            attempted: None,
-            first: None,
-            claims: BTreeMap::new(),
-            receives: BTreeSet::new(),
-            insists: false,
-            let_through: BTreeSet::new(),
-            included: None,
-            burnt: BTreeSet::new(),
-            flushed: false,
-            left_behind: None,
-            sends_since: BTreeMap::new(),
-            tainted: true,
-            hindered_until: self.now,
-            rng,
-        });
-        self.register(at);
-        let pause = self.luck(Luck::Machine(at)).millis(500, 15_000);
-        self.after(pause, Event::Heal(Heal::Agent(at)));
-        Ok(())
+    /// An invariant is violated.
+    pub fn violate(&mut self, invariant: u8, text: String) {
+        if self.violation.is_none() {
+            self.tell(|| format!("VIOLATION of invariant {invariant}: {text}"));
+            self.violation = Some(Violation { invariant, text, at: self.now });
+        }
     }
+}
 
-    /// The kubelet makes the Node object.
-    pub fn register(&mut self, at: usize) {
-        let uid = self.uid();
-        // Nobody has waited for it so far: it may have to catch up with the ring.
-        let version = self.objects.secret.as_ref().map(|(_, version)| *version);
-        let machine = &mut self.machines[at];
-        machine.uid = Some(uid);
-        machine.left_behind = version;
-        let node = NodeFacts {
-            name: machine.name.clone(),
-            uid: Some(uid),
-            created: Timestamp::from_second(1_795_000_000 + self.now.as_secs() as i64).ok(),
-            addr: Some(machine.addr),
-            boot: Some(machine.boot),
-            ready: !machine.partitioned,
-            excluded: false,
-        };
-        self.objects.nodes.insert(machine.name.clone(), node.clone());
-        self.dirty.insert(at);
-        self.changed(What::Nodes, &Change::Node(node));
-    }
+/// What the operator wants at the beginning.
+fn settings(scenario: &Scenario) -> Settings {
+    let rotation = RotationSettings {
+        schedule: RotationSchedule::Interval(scenario.interval),
+        minimum_interval: Duration::from_secs(60),
+        ..RotationSettings::default()
+    };
+    Settings { rotation, ..Settings::default() }
+}
 
-    /// A kernel that has just booted.
-    pub fn boot_kernel(&mut self, at: usize, addr: std::net::IpAddr) -> Rc<RefCell<Tables>> {
-        let rng = Rng::new(self.luck(Luck::Machine(at)).draw(), 4);
-        Rc::new(RefCell::new(Tables::new(addr, self.keys.clone(), rng)))
-    }
-
-    /// A directory that is gone with the boot.
-    ///
-    /// # Errors
-    /// It can't be made.
-    pub fn place_for_journal(&self, boot: Uid) -> std::io::Result<PathBuf> {
-        let place = self.directory.join(boot.as_str());
-        std::fs::create_dir_all(&place)?;
-        Ok(place)
-    }
+/// The address of a number.
+#[must_use]
+pub fn address_of(number: usize) -> NodeAddress {
+    let [_, .., high, low] = u32::try_from(number).unwrap_or(1).to_be_bytes();
+    let ip = std::net::IpAddr::from([10, 0, high, low]);
+    NodeAddress::try_from(ip).unwrap_or_else(|_| unreachable!("an address of a host"))
 }

@@ -1,4 +1,4 @@
-//! The whole story in a few minutes, for somebody who has never seen it.
+//! The whole story in a few minutes, for a first-time reader.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::interface::metric;
 use crate::lab::{Lab, TUNNEL_MTU};
 use crate::scenario::Report;
 use crate::scenarios::cluster::until;
@@ -198,8 +199,8 @@ impl<'a> Story<'a> {
         let overlay = self.overlay;
         let watched = self.step("kubectl apply", report, || overlay.enable())?;
         say(&format!(
-            "The manager made the first keys, the agents programmed them into the nodes' kernels: first every node was \
-             able to receive, then all began to send. Lost on the way: {} of {} probes.",
+            "The manager made the first keys, the agents programmed them into the nodes' kernels: each pair of nodes \
+             proved its keys with a ping before traffic took them. Lost on the way: {} of {} probes.",
             watched.probes.lost, watched.probes.sent
         ));
         Ok(())
@@ -227,7 +228,7 @@ impl<'a> Story<'a> {
         until("the agents to see the mended MTU", PATIENCE, || {
             let mut still = Vec::new();
             for node in waiting.drain(..) {
-                if metrics::of_agent(self.lab, &node, "secureoverlay_agent_mtu_valid")? != Some(1.0) {
+                if metrics::of_agent(self.lab, &node, metric::MTU_VALID)? != Some(1.0) {
                     still.push(node);
                 }
             }
@@ -264,13 +265,13 @@ impl<'a> Story<'a> {
     fn rotate(&mut self, report: &mut Report) -> Result<()> {
         chapter(6, "New keys, under traffic");
         let lab = self.lab;
-        let before = rotate_timed::steady(lab, Leftovers::Go)?;
+        let before = rotate_timed::steady(lab)?;
         say("Keys rotate every 12 hours by default. The demo sets the date of the next rotation to now.");
         self.encrypted_step("rotation of the keys", report, || {
             ring::rotate_now(lab)?;
-            rotate_timed::wait_rotated(lab, &before, Leftovers::Go)
+            rotate_timed::wait_rotated(lab, &before, Leftovers::Go).map(drop)
         })?;
-        let after = rotate_timed::steady(lab, Leftovers::Go)?;
+        let after = rotate_timed::steady(lab)?;
         say("The number that names the keys a node sends with (SPI), before and after:\n");
         for (node, old) in before.spis() {
             say(&format!("    {node:8} {old}  →  {}", after.spis().get(node).unwrap_or(&"?")));

@@ -1,4 +1,4 @@
-//! What somebody on the wire can read.
+//! What a listener on the wire can read.
 
 use std::net::Ipv4Addr;
 

@@ -12,6 +12,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::sethostname;
 
 use super::{GuestArgs, modules, serve};
+use crate::network::QUEUE;
 use crate::run::quiet;
 
 /// The name under which the host's files are seen before anything is mounted over them.
@@ -23,7 +24,7 @@ pub fn main(args: &GuestArgs, server: bool) -> Result<()> {
         return serve::main();
     }
     prepare(args)?;
-    // Reaping everybody's children and waiting for one's own do not go together in one process.
+    // Reaping all children and waiting for one's own do not go together in one process.
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     words.push("--server".into());
     Command::new(SELF)
@@ -120,6 +121,7 @@ fn sysctls() {
         // Probing at a thousand packets a second overruns the default receive buffer.
         ("net/core/rmem_max", "16777216"),
         ("net/core/wmem_max", "16777216"),
+        ("net/core/netdev_max_backlog", QUEUE),
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv4/ping_group_range", "0 2147483647"),
         ("vm/overcommit_memory", "1"),
@@ -135,7 +137,7 @@ fn network(args: &GuestArgs) -> Result<()> {
     let ip = |words: &[&str]| quiet(Command::new("ip").args(words));
     ip(&["link", "set", "lo", "up"])?;
     ip(&["addr", "add", &format!("{}/{}", args.address, args.prefix), "dev", "vec0"])?;
-    ip(&["link", "set", "vec0", "up"])?;
+    ip(&["link", "set", "vec0", "txqueuelen", QUEUE, "up"])?;
     if let Some(gateway) = args.gateway {
         ip(&["route", "add", "default", "via", &gateway.to_string()])?;
     }

@@ -34,7 +34,7 @@ fn serve(stream: &TcpStream) -> Result<()> {
     stream.set_nodelay(true).context("setting up the connection")?;
     let (kind, body) = match read_frame(stream) {
         Ok(frame) => frame,
-        // Somebody who only wanted to know whether this guest is up.
+        // A client that only wanted to know whether this guest is up.
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
         Err(error) => return Err(error).context("reading the request"),
     };

@@ -3,6 +3,10 @@ set -eu
 . /lab/node/environment
 
 printf '%032x\n' "$NODE_INDEX" >/etc/machine-id
+# A machine whose boot ID is not drawn anew at each boot: some hypervisors restore it.
+if [ -e /lab/node/boot_id ]; then
+    mount --bind /lab/node/boot_id /proc/sys/kernel/random/boot_id
+fi
 printf '127.0.0.1 localhost\n%s %s\n' "$NODE_IP" "$NODE_NAME" >/etc/hosts
 # kubelet reads the clock rate from a line that this architecture does not print.
 awk '{print} /^model name/ {print "cpu MHz\t\t: 2000.000"}' /proc/cpuinfo >/run/cpuinfo

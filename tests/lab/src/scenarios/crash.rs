@@ -17,7 +17,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "crash",
     about: "agents and manager are killed, run out of memory and are evicted while every node insists",
     tier: Tier::Gate,
-    estimate: 120,
+    estimate: 40,
     alone: false,
     run: Run::Installed(run),
 };

@@ -1,27 +1,29 @@
-//! Proof on the wire: packets from the bridge are opened with keys that are derived here, from the ring in the Secret
-//! and the Node objects, and hold the probes that the pods sent.
+//! Proof on the wire: packets from the bridge are opened with keys that are derived here, from the ring in the Secret,
+//! the announcements and the nodes' private keys, and hold the probes that the pods sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
-use secureoverlay_common::node::{NodeFacts, SlimNode};
-use secureoverlay_common::ring::Ring;
-use secureoverlay_common::secret::SecretBytes;
-use secureoverlay_common::suite::Suite;
-use secureoverlay_common::wire::{self as scheme, End};
+use secureoverlay_keyring::keyring::KeyRing;
+use secureoverlay_keyring::node_key::NodeKeyPair;
+use secureoverlay_keyring::probe::{CANDIDATE_PORT, PINNED_PORT, Probe};
+use secureoverlay_keyring::suite::Suite;
 use secureoverlay_prober::packet::Packet as ProbePacket;
 use serde_json::json;
 
 use super::ring::read_document;
-use super::suites::{change_suite, wait_for_suite};
+use super::suites::change_suite;
 use super::wire;
-use crate::esp::Esp;
+use crate::interface::IDENTITY;
 use crate::lab::Lab;
 use crate::pcap::Packet;
 use crate::progress::note;
+use crate::sa_keys::{Attempt, Readable, SaTable, esp, key_pair};
 use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
+use crate::state::Node;
 
+/// The scenario.
 pub const SCENARIO: Scenario = Scenario {
     name: "wire",
     about: "captured packets are opened with derived keys and hold the probes, for every suite",
@@ -33,8 +35,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 const IPIP: u8 = 4;
 const UDP: u8 = 17;
-/// The port at which agents probe whether ESP passes.
-const REACH_PORT: u16 = 9468;
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
@@ -42,16 +42,19 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
 
     let (mut sent, mut decrypted, mut probes) = (0, BTreeMap::new(), BTreeMap::new());
     let mut bad = Bad::default();
+    let keys = lab.on_all_nodes(|node| private_key(lab, node))?;
     for suite in Suite::ALL {
         change_suite(overlay, suite)?;
-        let keys = Keys::read(lab)?;
+        let ring = ring(lab)?;
+        let readable = readable(lab)?;
         let watched = wire::watch_for(probe, &format!("with {suite}"), time)?;
         watched.check_delivered(report);
         watched.check_encrypted(report);
-        report.check(Keys::read(lab)?.ring == keys.ring, "the ring changed while packets were captured");
+        let same = ring_generations(&ring) == ring_generations(&self::ring(lab)?);
+        report.check(same, "the ring changed while packets were captured");
 
         note(format!("opening {} packets of {suite}", watched.wire.esp));
-        let found = keys.open(&watched.captured.packets);
+        let found = Found::in_packets(&readable, &readable.derive(&keys)?, &watched.captured.packets);
         report.check(
             found.probes.len() as u64 == watched.probes.sent,
             format!(
@@ -61,7 +64,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
             ),
         );
         report.check(
-            keys.ring.generations.iter().all(|generation| generation.suite == suite),
+            ring.generations.iter().all(|generation| generation.suite == suite),
             format!("the ring is not of {suite} alone"),
         );
         sent += watched.probes.sent;
@@ -80,8 +83,30 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     report.expect("unknown_sa", bad.unknown_sa, 0);
     report.expect("not_ipip", bad.not_ipip, 0);
     report.expect("repeated_nonces", bad.repeated_nonces, 0);
-    overlay.configure_manager(&["SECUREOVERLAY_SUITE-"])?;
-    wait_for_suite(lab, Suite::default())
+    change_suite(overlay, Suite::default())
+}
+
+/// The ring in the Secret.
+pub fn ring(lab: &Lab) -> Result<KeyRing> {
+    Ok(KeyRing::parse(&read_document(lab)?.context("there is no ring")?)?)
+}
+
+fn ring_generations(ring: &KeyRing) -> Vec<String> {
+    ring.generations.iter().map(|generation| generation.uid.to_string()).collect()
+}
+
+/// What can be read in the API now.
+pub fn readable(lab: &Lab) -> Result<Readable> {
+    let mut readable = Readable::default();
+    readable.add_ring(ring(lab)?);
+    readable.add_peers(&lab.kubectl_json(&["get", "encryptionpeers"])?)?;
+    Ok(readable)
+}
+
+/// A node's key pair, from its directory.
+pub fn private_key(lab: &Lab, node: &Node) -> Result<NodeKeyPair> {
+    let identity = lab.exec_ok(&node.name, &["cat", IDENTITY])?;
+    key_pair(&identity).with_context(|| format!("the identity of {}", node.name))
 }
 
 /// What must not be found.
@@ -97,74 +122,38 @@ struct Bad {
 #[derive(Debug, Default)]
 struct Found {
     decrypted: u64,
-    /// Run, sender and number, and whom it went to.
+    /// Run, sender and number, and where it went.
     probes: BTreeSet<(u64, String, u32, Ipv4Addr)>,
     bad: Bad,
 }
 
-/// The keys of all SAs between the lab's nodes, as anybody derives them who may read the Secret.
-struct Keys {
-    ring: Ring,
-    sas: BTreeMap<(IpAddr, IpAddr, u32), (Suite, SecretBytes)>,
-    names: BTreeMap<IpAddr, String>,
-}
-
-impl Keys {
-    fn read(lab: &Lab) -> Result<Self> {
-        let ring = Ring::parse(&read_document(lab)?.context("there is no ring")?)?;
-        let list = lab.kubectl_json(&["get", "nodes"])?;
-        let nodes: Vec<SlimNode> =
-            serde_json::from_value(list["items"].clone()).context("reading the Nodes")?;
-        let mut ends = BTreeMap::new();
-        for facts in nodes.iter().map(NodeFacts::from) {
-            let (addr, node, boot) = (facts.addr, facts.uid, facts.boot);
-            let end = addr.zip(node).zip(boot).map(|((addr, node), boot)| End { addr, node, boot });
-            ends.insert(facts.name, end.context("a Node lacks its UID, address or boot ID")?);
-        }
-        let mut sas = BTreeMap::new();
-        for generation in &ring.generations {
-            for src in ends.values() {
-                for dst in ends.values().filter(|dst| *dst != src) {
-                    let id = (src.addr, dst.addr, scheme::spi(generation, src));
-                    sas.insert(id, (generation.suite, scheme::sa_key(generation, src, dst)));
-                }
-            }
-        }
-        let names = ends.into_iter().map(|(name, end)| (end.addr, name)).collect();
-        Ok(Self { ring, sas, names })
-    }
-
-    /// Opens every ESP packet. The capture is shorter than 2³² packets, so the upper half of all sequence numbers is 0.
-    fn open(&self, packets: &[Packet]) -> Found {
-        let mut found = Found::default();
-        let mut nonces = BTreeSet::new();
+impl Found {
+    /// Opens every ESP packet.
+    fn in_packets(readable: &Readable, table: &SaTable, packets: &[Packet]) -> Self {
+        let (mut found, mut nonces, names) = (Self::default(), BTreeSet::new(), readable.names());
         for packet in packets.iter().filter(|packet| packet.ip_protocol() == Some(50)) {
-            let (Some(src), Some(dst)) = (packet.source(), packet.destination()) else { continue };
-            let Some(esp) = packet.payload().and_then(Esp::parse) else {
+            let Some((id, esp)) = esp(packet) else {
                 found.bad.unknown_sa += 1;
                 continue;
             };
-            let id = (src.into(), dst.into(), esp.spi);
-            let Some((suite, key)) = self.sas.get(&id) else {
-                found.bad.unknown_sa += 1;
-                continue;
-            };
-            found.bad.repeated_nonces += u64::from(!nonces.insert((id, esp.iv)));
-            let Some(opened) = esp.open(*suite, key, 0) else {
-                found.bad.tag_failures += 1;
-                continue;
-            };
-            found.decrypted += 1;
-            match inner(opened.next_header, &opened.payload) {
-                Some((to, payload)) => {
-                    let from_here = |probe: &ProbePacket| self.names.get(&src.into()) == Some(&probe.from);
-                    if let Some(probe) = ProbePacket::decode(payload).filter(from_here) {
-                        found.probes.insert((probe.run, probe.from, probe.seq, to));
+            match table.open(packet) {
+                Attempt::NotEsp | Attempt::UnknownSa => found.bad.unknown_sa += 1,
+                Attempt::WrongKey => found.bad.tag_failures += 1,
+                Attempt::Opened(opened) => {
+                    found.decrypted += 1;
+                    match inner(opened.next_header, &opened.payload) {
+                        Some((to, payload)) => {
+                            let from_here = |probe: &ProbePacket| names.get(&id.0) == Some(&probe.from);
+                            if let Some(probe) = ProbePacket::decode(payload).filter(from_here) {
+                                found.probes.insert((probe.run, probe.from, probe.seq, to));
+                            }
+                        }
+                        None if is_proof(opened.next_header, &opened.payload) => {}
+                        None => found.bad.not_ipip += 1,
                     }
                 }
-                None if is_reach_probe(opened.next_header, &opened.payload) => {}
-                None => found.bad.not_ipip += 1,
             }
+            found.bad.repeated_nonces += u64::from(!nonces.insert((id, esp.iv)));
         }
         found
     }
@@ -172,7 +161,7 @@ impl Keys {
 
 /// Destination and UDP payload of the inner packet, the payload empty where it is not UDP; `None` if there is no whole
 /// IPv4 packet.
-fn inner(next_header: u8, packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
+pub fn inner(next_header: u8, packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
     let header = packet.get(..20)?;
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     if next_header != IPIP || header[0] >> 4 != 4 || length != packet.len() {
@@ -183,25 +172,31 @@ fn inner(next_header: u8, packet: &[u8]) -> Option<(Ipv4Addr, &[u8])> {
     Some((to, if header[9] == UDP { payload.get(8..)? } else { &[] }))
 }
 
-/// Whether it is one of the packets by which agents try whether ESP passes: UDP from their port to the same.
-fn is_reach_probe(next_header: u8, packet: &[u8]) -> bool {
-    let port = REACH_PORT.to_be_bytes();
-    next_header == UDP && packet.len() > 8 && packet[..4] == [port, port].concat()
+/// Whether it is one of the packets by which agents prove SAs, from and to one of their two ports.
+fn is_proof(next_header: u8, packet: &[u8]) -> bool {
+    let Some((header, data)) = packet.split_at_checked(8) else { return false };
+    let same = |port: u16| header[..4] == [port.to_be_bytes(); 2].concat();
+    next_header == UDP && [PINNED_PORT, CANDIDATE_PORT].into_iter().any(same) && Probe::parse(data).is_some()
 }
 
 #[cfg(test)]
 mod tests {
+    use secureoverlay_keyring::probe::ProbeKind;
+
     use super::*;
 
     #[test]
-    fn agents_probes_are_known_by_their_ports() {
-        let mut packet = vec![0x24, 0xfc, 0x24, 0xfc, 0, 30, 0, 0];
-        assert!(!is_reach_probe(UDP, &packet));
-        packet.extend([0; 22]);
-        assert!(is_reach_probe(UDP, &packet));
-        assert!(!is_reach_probe(IPIP, &packet));
-        packet[3] = 0xfd;
-        assert!(!is_reach_probe(UDP, &packet));
+    fn proofs_are_known_by_their_ports_and_content() {
+        let probe = Probe { kind: ProbeKind::Ping, spi: 7, nonce: [3; 16] };
+        for port in [9468_u16, 9469] {
+            let header = [&port.to_be_bytes()[..], &port.to_be_bytes(), &[0, 34, 0, 0]].concat();
+            let packet = [&header[..], &probe.to_bytes()].concat();
+            assert!(is_proof(UDP, &packet) && is_proof(UDP, &[&header[..], &probe.to_padded(1400)].concat()));
+            assert!(!is_proof(IPIP, &packet) && !is_proof(UDP, &header) && !is_proof(UDP, &packet[..20]));
+            let mut other = packet;
+            other[3] ^= 0x10;
+            assert!(!is_proof(UDP, &other));
+        }
     }
 
     #[test]

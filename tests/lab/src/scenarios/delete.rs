@@ -1,4 +1,4 @@
-//! `kubectl delete` in every way that somebody may do it, from enforcing and under traffic.
+//! `kubectl delete` in every way that there is, from enforcing and under traffic.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "delete",
     about: "kubectl delete from enforcing: all of it, the DaemonSet alone, the Deployment first, orphaned, one node cut off",
     tier: Tier::Gate,
-    estimate: 180,
+    estimate: 105,
     alone: false,
     run: Run::Removes(run),
 };

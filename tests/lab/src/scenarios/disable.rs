@@ -12,7 +12,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "disable",
     about: "ucp-secureoverlay-mgr enforce leads down to off and up again under traffic, and nothing is lost",
     tier: Tier::Gate,
-    estimate: 90,
+    estimate: 50,
     alone: false,
     run: Run::Installed(run),
 };

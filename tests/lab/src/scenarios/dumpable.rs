@@ -1,4 +1,4 @@
-//! The memory of agents and manager is nobody else's: no core file, and not to be read by others.
+//! The memory of agents and manager is private: no core file, and not to be read by others.
 
 use anyhow::{Context, Result};
 
@@ -29,7 +29,7 @@ pub fn check(lab: &Lab, report: &mut Report) -> Result<()> {
         };
         report.check(look("$equal")?, format!("{node}: the look into an equal process works"));
         report.check(!look(&pid)?, format!("{program}: others can't look into it"));
-        // Files of a process that forbids it belong to root, whoever runs it.
+        // Files of a process that forbids it belong to root, not to the user that runs it.
         let owner = lab.exec_ok(&node, &["stat", "-c", "%u", &format!("/proc/{pid}/environ")])?;
         report.check(owner.trim() == "0", format!("{program}: its files belong to user {}", owner.trim()));
         let limit = lab.exec_ok(&node, &["grep", "core file", &format!("/proc/{pid}/limits")])?;

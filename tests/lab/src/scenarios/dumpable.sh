@@ -1,5 +1,5 @@
 # Crashes process $1, and one beside it that forbids nothing, in the way that leaves a core; prints how many cores each left.
-# Overwritten code is a fault of the process's own: a signal that somebody sends does nothing to process 1 of a container.
+# Overwritten code is a fault of the process's own: a signal that another process sends does nothing to process 1 of a container.
 crash() {
     grep ' r-xp .*/' "/proc/$1/maps" | while IFS='- ' read -r from to _; do
         pages=$(((0x$to - 0x$from) / 4096))

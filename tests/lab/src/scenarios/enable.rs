@@ -12,7 +12,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "enable",
     about: "kubectl apply leads to enforcing under traffic: nothing is lost, and then nothing is in the clear",
     tier: Tier::Gate,
-    estimate: 60,
+    estimate: 25,
     alone: false,
     run: Run::Installs(run),
 };
@@ -29,7 +29,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     })?;
     report.figure("enforcing_after_s", took.as_secs());
     let table = manager::table(lab)?;
-    let shown = table.lines().filter(|line| line.contains("enforcing")).count();
+    let shown = table.lines().filter(|line| line.contains("Enforcing")).count();
     report.check(
         shown == lab.nodes().len(),
         format!("kubectl get nodeencryptions shows {shown} nodes as enforcing:\n{table}"),

@@ -15,7 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "encrypt",
     about: "all pod traffic between nodes is ESP once switched on, and nothing is left once switched off",
     tier: Tier::Gate,
-    estimate: 120,
+    estimate: 65,
     alone: false,
     run: Run::Cluster(run),
 };

@@ -4,42 +4,70 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use super::cluster::until;
 use super::overlay::{Overlay, PATIENCE};
 use super::probe::Probe;
 use super::ring::Ring;
 use super::wire::{self, Watched};
-use super::{manager, rotate_timed, xfrm};
+use super::{manager, rotate_timed, settings, xfrm};
 use crate::lab::Lab;
 use crate::scenario::Report;
 use crate::state::Node;
 
-/// `ucp-secureoverlay-mgr enforce …` until the ring says so, from a workstation.
+/// Edits the settings so that the ring comes to `rung`, and waits until it has.
 pub fn request(lab: &Lab, rung: &str) -> Result<()> {
-    manager::enforce(lab, &[rung, "--wait"]).map(drop)
+    let goal = match rung {
+        "off" => "Off",
+        "permissive" => "Permissive",
+        _ => "Auto",
+    };
+    settings::edit(lab, &json!({ "enforcement": goal }))?;
+    until(&format!("the ring to be {rung}"), PATIENCE, || {
+        Ok(Ring::read(lab)?.is_some_and(|ring| ring.enforcement() == rung))
+    })
 }
 
-/// Takes back what was requested: what the manager was started with counts again.
+/// Takes back what was requested: the default counts again.
 pub fn request_nothing(lab: &Lab) -> Result<()> {
-    manager::enforce(lab, &["auto"]).map(drop)
+    settings::edit(lab, &json!({"enforcement": null}))
 }
 
 /// Waits until ring, kernels and `kubectl get nodeencryptions` say that nothing leaves or enters in the clear.
 pub fn wait(lab: &Lab) -> Result<()> {
-    until("every node to insist", PATIENCE, || insists(lab, lab.nodes()))
+    until("every node to insist", PATIENCE, || enforces(lab, lab.nodes()))
 }
 
 /// Whether the ring and these nodes insist.
-pub fn insists(lab: &Lab, nodes: &[Node]) -> Result<bool> {
+pub fn enforces(lab: &Lab, nodes: &[Node]) -> Result<bool> {
     if Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "enforcing") {
         return Ok(false);
     }
-    let (kernels, say) = (xfrm::dump(lab)?, manager::statuses(lab, "enforcement")?);
+    let (kernels, say) = (xfrm::dump(lab)?, manager::statuses(lab, "state")?);
     Ok(nodes.iter().all(|node| {
         // Out and in.
         let blocks = kernels.get(&node.name).map_or(0, xfrm::Kernel::blocks);
-        blocks >= 2 && say.get(&node.name).is_some_and(|says| says == "enforcing")
+        blocks >= 2 && say.get(&node.name).is_some_and(|says| says == "Enforcing")
+    }))
+}
+
+/// Waits until every node has said, for the ring as it is, that all its pairs with nodes of the lab are proven.
+pub fn wait_proven(lab: &Lab) -> Result<()> {
+    until("every pair to be proven", PATIENCE, || proven(lab))
+}
+
+/// Whether they have.
+pub fn proven(lab: &Lab) -> Result<bool> {
+    let Some(ring) = Ring::read(lab)? else { return Ok(false) };
+    let Some(active) = ring.uid("active") else { return Ok(false) };
+    let all = manager::statuses(lab, "acknowledgement")?;
+    Ok(lab.nodes().iter().all(|node| {
+        all.get(&node.name).is_some_and(|said| {
+            let unproven = manager::unproven_in(said, &active);
+            let ours = lab.nodes().iter().filter(|other| unproven.contains(&other.name));
+            said["ackId"] == ring.ack_id() && said["activeGeneration"] == *active && ours.count() == 0
+        })
     }))
 }
 

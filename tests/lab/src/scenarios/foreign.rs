@@ -11,6 +11,7 @@ use super::probe::Probe;
 use super::processes::{AGENT, signal, signal_everywhere};
 use super::ring::{self, Ring};
 use super::{metrics, wire, xfrm};
+use crate::interface::metric;
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Profile, Report, Run, Scenario, Tier};
@@ -20,12 +21,12 @@ pub const SCENARIO: Scenario = Scenario {
     name: "foreign",
     about: "a strongSwan tunnel and entries made by hand are left alone, and reported where they are in the way",
     tier: Tier::Gate,
-    estimate: 180,
+    estimate: 70,
     alone: false,
     run: Run::Cluster(run),
 };
 
-/// A key that nobody uses.
+/// A key that is not in use.
 const KEY: &str = "0x000102030405060708090a0b0c0d0e0f10111213";
 
 fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
@@ -151,7 +152,7 @@ fn wait_steady(lab: &Lab) -> Result<()> {
 
 fn wait_reported(lab: &Lab, node: &Node, findings: u32) -> Result<()> {
     until(&format!("{findings} findings on {}", node.name), PATIENCE, || {
-        let now = metrics::of_agent(lab, &node.name, "secureoverlay_agent_findings")?;
+        let now = metrics::of_agent(lab, &node.name, metric::FINDINGS)?;
         Ok(now == Some(f64::from(findings)))
     })
 }
@@ -159,7 +160,7 @@ fn wait_reported(lab: &Lab, node: &Node, findings: u32) -> Result<()> {
 /// Replaces an inbound SA of ours by one that is not ours, until the agent reports it; then takes it away again.
 ///
 /// The agent is stopped for that moment. If it saw that its SA is gone before the other is there, it would rightly ask for new
-/// keys, with which the other SA is in nobody's way and the report is over before it can be seen.
+/// keys, with which the other SA is in no node's way and the report is over before it can be seen.
 fn in_our_place(lab: &Lab, node: &Node, peer: &Node) -> Result<()> {
     let kernel = || -> Result<xfrm::Kernel> { xfrm::dump(lab)?.remove(&node.name).context("no such node") };
     let whole = kernel()?.our_states();

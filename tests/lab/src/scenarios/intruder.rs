@@ -1,4 +1,4 @@
-//! A host that belongs to nobody's cluster sends plaintext, replays, forgeries and what old keys made: no pod gets any of
+//! A host that belongs to no cluster sends plaintext, replays, forgeries and what old keys made: no pod gets any of
 //! it, and the node's counters say why.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "intruder",
     about: "plaintext, replayed, forged and outdated packets from a stranger reach no pod, and are counted",
     tier: Tier::Gate,
-    estimate: 90,
+    estimate: 60,
     alone: false,
     run: Run::Cluster(run),
 };
@@ -42,7 +42,7 @@ const RATE: u32 = 50;
 const INSISTING: Duration = Duration::from_secs(60);
 /// How long what was sent may take until it is counted.
 const COUNTED: Duration = Duration::from_secs(10);
-/// The discard port (RFC 863): nobody listens there, and the pod's kernel counts what comes.
+/// The discard port (RFC 863): nothing listens there, and the pod's kernel counts what comes.
 const CLOSED: u16 = 9;
 
 /// What a kernel does not let in, and the counters of `/proc/net/xfrm_stat` of which one rises for each packet.

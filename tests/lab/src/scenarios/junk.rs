@@ -8,6 +8,7 @@ use super::overlay::{NAMESPACE, Overlay, PATIENCE};
 use super::ring::{self, Ring};
 use super::rotate_timed::Leftovers;
 use super::{metrics, rotate_timed, wire, xfrm};
+use crate::interface::metric;
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
@@ -26,7 +27,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "junk",
     about: "what is no key ring changes nothing, and is said",
     tier: Tier::Gate,
-    estimate: 120,
+    estimate: 45,
     alone: false,
     run: Run::Installed(run),
 };
@@ -51,7 +52,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     watched.check_encrypted(report);
 
     note("a rotation afterwards");
-    let before = rotate_timed::steady(lab, Leftovers::Go)?;
+    let before = rotate_timed::steady(lab)?;
     ring::rotate_now(lab)?;
     rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
     report.figure("seed", profile.seed());
@@ -73,14 +74,17 @@ fn ways_to_spoil(ring: &Ring, seed: u64) -> Vec<Junk> {
     });
     let wrong_length = ring.changed(|ring| ring["generations"][0]["key"] = json!("dG9vIHNob3J0"));
     let unknown_suite = ring.changed(|ring| ring["generations"][0]["suite"] = json!("rot13"));
+    // Of a program that is newer than this one: only the number tells that it must not be read.
+    let later_version = ring.changed(|ring| ring["version"] = json!(2));
     let junk = |name, content, said| Junk { name, content, said, by_all: true };
     vec![
         junk("not YAML", b"{]: this is no YAML\n\t- [".to_vec(), "not a YAML document"),
         junk("wrong key length", wrong_length, "bytes long"),
-        junk("two actives", twice_active, "two generations"),
+        junk("two actives", twice_active, "comes too late: at most one"),
+        junk("a later version", later_version, "has version 2; this program reads version 1: upgrade it"),
         junk("unknown suite", unknown_suite, "not a YAML document of the expected shape"),
         junk("a megabyte of noise", noise(seed, 1_000_000), "not UTF-8"),
-        Junk { name: "empty", content: Vec::new(), said: "the Secret was emptied", by_all: false },
+        Junk { name: "empty", content: Vec::new(), said: "the Secret had lost the key ring", by_all: false },
     ]
 }
 
@@ -130,11 +134,11 @@ fn spoil_and_mend(overlay: &Overlay<'_>, junk: &Junk, ring: &Ring, report: &mut 
 pub fn rings_are(lab: &Lab, valid: bool) -> Result<bool> {
     let wanted = Some(if valid { 1.0 } else { 0.0 });
     for node in lab.nodes() {
-        if metrics::of_agent(lab, &node.name, "secureoverlay_agent_ring_valid")? != wanted {
+        if metrics::of_agent(lab, &node.name, metric::AGENT_RING_VALID)? != wanted {
             return Ok(false);
         }
     }
-    Ok(metrics::of_manager(lab, "secureoverlay_manager_ring_valid")? == wanted)
+    Ok(metrics::of_manager(lab, metric::MANAGER_RING_VALID)? == wanted)
 }
 
 /// How often each of these pods has said these words.

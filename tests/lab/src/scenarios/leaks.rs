@@ -1,6 +1,7 @@
 //! Agents and manager at their most talkative, led through errors: no key is in anything that they give away.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,11 +10,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
 use super::cluster::until;
+use super::decrypt::private_key;
 use super::junk::rings_are;
 use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::processes::{AGENT, MANAGER, pids};
 use super::ring::{self, Ring};
 use super::{dumpable, metrics, rotate_timed, xfrm};
+use crate::interface::{IDENTITY, JOURNAL, LOG, STATE, STATE_DIRECTORY, metric};
 use crate::lab::Lab;
 use crate::needles::Needles;
 use crate::progress::note;
@@ -24,16 +27,20 @@ pub const SCENARIO: Scenario = Scenario {
     name: "leaks",
     about: "no key in logs, metrics, command lines, environments or core files, whatever goes wrong",
     tier: Tier::Gate,
-    estimate: 120,
+    estimate: 90,
     alone: false,
     run: Run::Cluster(run),
 };
 
 const LOGS: &str = "cat /var/log/pods/kube-system_ucp-secureoverlay-*/*/*";
+/// Every file of ordinary size that a program of the node can have written; some are written meanwhile, which tar says by 1.
+const FILES: &str = "{ find /run /tmp /etc /root /opt /var/tmp /var/log /var/lib -xdev -type f -size -1024k -print0 2> /dev/null \
+                     || true; } | { tar --create --file=- --null --files-from=- --ignore-failed-read --warning=none \
+                     || [ $? = 1 ]; }";
 
 fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     let overlay = Overlay::new(lab, Manifest::Ours);
-    overlay.apply_with("SECUREOVERLAY_LOG", "trace")?;
+    overlay.apply_with(LOG, "trace")?;
     overlay.wait_encrypting()?;
     overlay.wait_rolled_out()?;
     rotate_timed::wait_steady(lab)?;
@@ -51,16 +58,18 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     note("an agent started anew, and a rotation");
     restart_agent(lab)?;
     rotate_timed::wait_steady(lab)?;
+    let first = Ring::read(lab)?.and_then(|ring| ring.generation("active"));
     ring::rotate_now(lab)?;
     until("the keys to rotate", PATIENCE, || {
         gather(lab, &mut needles)?;
         let now = Ring::read(lab)?.context("there is no ring")?;
-        Ok(now.is_steady() && now.generation("active") > Some(1))
+        Ok(now.is_steady() && now.generation("active") > first)
     })?;
     report.figure("secrets", needles.secrets());
     report.figure("forms", needles.forms());
-    // Two of the ring and one of each pair for each generation, in the kernel with and without salt.
-    let least = 2 * (2 + 2 * lab.nodes().len() * (lab.nodes().len() - 1));
+    // Two of the ring and one of each pair for each generation, in the kernel with and without salt; one of each node.
+    let nodes = lab.nodes().len();
+    let least = 2 * (2 + 2 * nodes * (nodes - 1)) + nodes;
     report
         .check(needles.secrets() >= least, format!("{} secrets known, at least {least}", needles.secrets()));
 
@@ -83,16 +92,49 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     }
     report.figure("searched_bytes", bytes);
     report.expect("leaked", leaked as u64, 0);
+    private_keys_stay(lab, report)?;
     dumpable::check(lab, report)?;
     overlay.disable_and_check(report)
 }
 
-/// Adds the keys that are in the ring and in the kernels now.
+/// Each node's private key is in one file of the node, and in none of another.
+fn private_keys_stay(lab: &Lab, report: &mut Report) -> Result<()> {
+    let mut needles = Needles::default();
+    for node in lab.nodes() {
+        needles.add(private_key(lab, node)?.private().expose());
+    }
+    let (mut files, mut holders) = (0, BTreeSet::new());
+    for node in lab.nodes() {
+        let packed = bytes(lab, &node.name, FILES)?;
+        for entry in tar::Archive::new(packed.as_slice()).entries().context("reading a node's files")? {
+            let mut entry = entry.context("reading a node's files")?;
+            let (path, mut content) =
+                (entry.path().context("a file's path")?.display().to_string(), Vec::new());
+            entry.read_to_end(&mut content).with_context(|| format!("reading {path} of {}", node.name))?;
+            files += 1;
+            if !needles.find(&content).is_empty() {
+                holders.insert(format!("{}:/{}", node.name, path.trim_start_matches('/')));
+            }
+        }
+    }
+    let identities = lab.nodes().iter().map(|node| format!("{}:{IDENTITY}", node.name)).collect();
+    report.figure("files_searched", files);
+    report.figure("files_with_a_private_key", holders.len());
+    report.check(holders == identities, format!("private keys are in the identity files alone: {holders:?}"));
+    for node in lab.nodes() {
+        let mode = lab.exec_ok(&node.name, &["stat", "-c", "%a %u", STATE_DIRECTORY, IDENTITY])?;
+        report.check(mode.trim() == "700 0\n600 0", format!("{}: modes and owners {mode:?}", node.name));
+    }
+    Ok(())
+}
+
+/// Adds the keys that are in the ring, in the kernels and in the nodes' directories now.
 fn gather(lab: &Lab, needles: &mut Needles) -> Result<()> {
     if let Some(ring) = Ring::read(lab)? {
         ring.secrets().iter().for_each(|secret| needles.add(secret));
     }
     for node in lab.nodes() {
+        needles.add(private_key(lab, node)?.private().expose());
         let dump = node.exec_ok(&["ip", "xfrm", "state"])?;
         for line in dump.lines().filter(|line| line.contains("aead")) {
             let key = line.split_whitespace().find_map(|word| word.strip_prefix("0x"));
@@ -142,7 +184,7 @@ fn wait_valid(lab: &Lab, valid: bool) -> Result<()> {
 /// Puts something into the place of an inbound SA that a dump does not show, so that making the SA anew is refused.
 fn refuse(lab: &Lab) -> Result<()> {
     let [node, peer, ..] = lab.nodes() else { return Ok(()) };
-    let refused = || metrics::of_agent(lab, &node.name, "secureoverlay_agent_failed_changes_total");
+    let refused = || metrics::of_agent(lab, &node.name, metric::FAILED_CHANGES);
     let (before, whole) = (refused()?, our_states(lab, node)?);
     let spi = xfrm::dump(lab)?
         .get(&node.name)
@@ -176,8 +218,10 @@ fn restart_agent(lab: &Lab) -> Result<()> {
 fn outputs(lab: &Lab) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut logs = Vec::new();
     let mut processes = Vec::new();
+    let mut files = Vec::new();
     for node in lab.nodes() {
         logs.extend(bytes(lab, &node.name, LOGS)?);
+        files.extend(bytes(lab, &node.name, &format!("cat {STATE} {JOURNAL}"))?);
         for program in [AGENT, MANAGER] {
             for pid in pids(lab, &node.name, program)? {
                 let files = format!("cat /proc/{pid}/cmdline /proc/{pid}/environ");
@@ -186,12 +230,14 @@ fn outputs(lab: &Lab) -> Result<Vec<(&'static str, Vec<u8>)>> {
         }
     }
     let said = lab.kubectl(&["get", "events", "-A", "-o", "yaml"])?
-        + &lab.kubectl(&["-n", NAMESPACE, "get", "pods,daemonsets,deployments", "-o", "yaml"])?;
+        + &lab.kubectl(&["-n", NAMESPACE, "get", "pods,daemonsets,deployments", "-o", "yaml"])?
+        + &lab.kubectl(&["get", "encryptionpeers,nodeencryptions", "-o", "yaml"])?;
     Ok(vec![
         ("logs", logs),
         ("processes", processes),
         ("pages", metrics::all_pages(lab)?),
         ("objects", said.into_bytes()),
+        ("files", files),
     ])
 }
 

@@ -30,10 +30,10 @@ fn run(lab: &Lab, report: &mut Report, profile: Profile) -> Result<()> {
     report.figure("manifest_lines_moved", show_moved(&overlay)?);
     encrypt::switch_on_and_off(&overlay, profile, report, |probe, report| {
         note("one rotation");
-        let before = rotate_timed::steady(lab, Leftovers::Go)?;
+        let before = rotate_timed::steady(lab)?;
         let rotated = wire::watch(probe, "while rotating", || {
             ring::rotate_now(lab)?;
-            rotate_timed::wait_rotated(lab, &before, Leftovers::Go)
+            rotate_timed::wait_rotated(lab, &before, Leftovers::Go).map(drop)
         })?;
         rotated.check_delivered(report);
         rotated.check_encrypted(report);

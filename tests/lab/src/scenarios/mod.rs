@@ -2,8 +2,9 @@
 
 mod bench_netlink;
 pub mod cluster;
+mod coverage;
 mod crash;
-mod decrypt;
+pub mod decrypt;
 mod delete;
 mod disable;
 mod dumpable;
@@ -14,11 +15,13 @@ mod esp_blocked;
 mod flush;
 mod foreign;
 mod held_back;
+mod identity;
 mod ike;
 mod intruder;
 mod join_leave;
 mod junk;
 mod leaks;
+pub mod ledger;
 mod limits;
 pub mod manager;
 pub mod metrics;
@@ -26,6 +29,7 @@ mod mke_manifest;
 mod mtu;
 mod mtu_policy;
 mod not_a_removal;
+mod objects;
 pub mod overlay;
 mod partition;
 mod plain;
@@ -34,27 +38,31 @@ pub mod processes;
 pub mod reachable;
 mod reapply;
 mod reboot;
+mod restore;
 pub mod ring;
 mod rotate;
 mod rotate_faults;
 pub mod rotate_timed;
+mod secret_reader;
+pub mod settings;
 mod straggler;
 mod suites;
 mod upgrade;
 pub mod wire;
+mod writes;
 pub mod xfrm;
 
 use crate::scenario::Scenario;
 
-/// All scenarios, in the order in which they are best run.
+/// All scenarios, in the order in which they are best run: those that need SecureOverlay at work share one installation.
 pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
     encrypt::SCENARIO,
-    esp_blocked::SCENARIO,
-    mtu_policy::SCENARIO,
     enable::SCENARIO,
-    disable::SCENARIO,
     delete::SCENARIO,
+    mtu_policy::SCENARIO,
+    esp_blocked::SCENARIO,
+    disable::SCENARIO,
     upgrade::SCENARIO,
     crash::SCENARIO,
     join_leave::SCENARIO,
@@ -63,18 +71,23 @@ pub static ALL: &[Scenario] = &[
     straggler::SCENARIO,
     flush::SCENARIO,
     limits::SCENARIO,
-    partition::SCENARIO,
     rotate_timed::SCENARIO,
-    reapply::SCENARIO,
     junk::SCENARIO,
     not_a_removal::SCENARIO,
     decrypt::SCENARIO,
+    secret_reader::SCENARIO,
     suites::SCENARIO,
-    mke_manifest::SCENARIO,
+    reboot::SCENARIO,
+    restore::SCENARIO,
+    identity::SCENARIO,
+    partition::SCENARIO,
+    reapply::SCENARIO,
     leaks::SCENARIO,
     foreign::SCENARIO,
+    coverage::SCENARIO,
     intruder::SCENARIO,
-    reboot::SCENARIO,
+    objects::SCENARIO,
+    mke_manifest::SCENARIO,
     mtu::SCENARIO,
     bench_netlink::SCENARIO,
 ];

@@ -6,8 +6,8 @@ use std::fmt::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use secureoverlay_common::mtu::Bound;
-use secureoverlay_common::suite::Suite;
+use secureoverlay_keyring::mtu::Bound;
+use secureoverlay_keyring::suite::Suite;
 use serde_json::json;
 
 use crate::largest::{EXTERNAL, Found};
@@ -18,7 +18,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "mtu",
     about: "the bound on the tunnel's MTU is what a kernel carries, for every suite",
     tier: Tier::Gate,
-    estimate: 40,
+    estimate: 10,
     alone: false,
     run: Run::Guest(run),
 };

@@ -1,15 +1,22 @@
 //! A tunnel without room for ESP: switching on loses nothing and says so, and when there is room, everything is encrypted
-//! without anybody's doing.
+//! without a person. A suite that needs more room than there is is not activated.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use secureoverlay_keyring::suite::Suite;
+use serde_json::Value;
 
 use super::cluster::{kubectl_with, until};
 use super::enforcing::{self, Totals};
 use super::manager;
 use super::overlay::{NAMESPACE, Overlay, PATIENCE};
+use super::probe::Probe;
 use super::ring::Ring;
+use super::{rotate_timed, suites};
+use crate::interface::agent::MTU_POLICY;
+use crate::interface::manager::NOT_READY_TIMEOUT;
 use crate::lab::{Lab, TUNNEL_MTU};
 use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
@@ -17,11 +24,13 @@ pub const SCENARIO: Scenario = Scenario {
     name: "mtu-policy",
     about: "where the tunnel leaves no room for ESP, switching on loses nothing and says so; with room, all is encrypted",
     tier: Tier::Gate,
-    estimate: 60,
+    estimate: 100,
     alone: false,
     run: Run::Installs(run),
 };
 
+/// How long a generation that is not proven stays staged here.
+const LIMIT: Duration = Duration::from_secs(20);
 /// What MKE's rule leaves of 1500 bytes, and what the kernel would carry.
 const ROOM: u32 = 1452;
 
@@ -30,12 +39,11 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let mut totals = Totals::default();
     let mut advice = Vec::new();
     let cramped = totals.event(report, probe, "kubectl apply, without room in the tunnel", false, || {
-        overlay.apply_with("SECUREOVERLAY_MTU_POLICY", "block")?;
-        until("the first key to be in use, by nobody", PATIENCE, || {
-            let ring = Ring::read(lab)?;
-            Ok(ring.is_some_and(|ring| {
-                ring.generation("active").is_some() && ring.pending() == lab.nodes().len()
-            }))
+        overlay.apply_with(MTU_POLICY, "block")?;
+        until("the first key to be active, and no pair to be proven with it", PATIENCE, || {
+            let Some(active) = Ring::read(lab)?.and_then(|ring| ring.uid("active")) else { return Ok(false) };
+            let unproven = manager::unproven(lab, &active)?;
+            Ok(unproven.values().map(BTreeSet::len).sum::<usize>() == probe.pairs())
         })?;
         until("every node to name the MTU", PATIENCE, || Ok(named(lab)? == lab.nodes().len()))?;
         advice = advised(overlay)?;
@@ -47,13 +55,10 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     }
     let (clear, sent) = (cramped.wire.ipip, cramped.probes.sent);
     report.check(clear >= sent, format!("{clear} packets in the clear for {sent} probes"));
-    // Probes of whether ESP passes are ESP, two packets for each direction, and two more a minute.
-    let most = 12 * probe.pairs() as u64;
-    let esp = cramped.wire.esp;
-    report.check(
-        esp <= most,
-        format!("{esp} ESP packets without room in the tunnel, at most {most} of probes"),
-    );
+    // The pings that prove pairs are ESP: at first a few a second for each direction, later one in 5 s.
+    let (esp, most) = (cramped.wire.esp, sent / 10);
+    report
+        .check(esp <= most, format!("{esp} ESP packets without room in the tunnel, at most {most} of pings"));
 
     totals.event(report, probe, "room in the tunnel", false, || {
         lab.set_tunnel_mtu(ROOM)?;
@@ -67,9 +72,46 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         lab.set_tunnel_mtu(TUNNEL_MTU)?;
         until("every node to name the MTU", PATIENCE, || Ok(named(lab)? == lab.nodes().len()))
     })?;
+    suite_without_room(overlay, report, probe, &mut totals)?;
     totals.tell(report);
     overlay.apply()?;
     overlay.wait_rolled_out()
+}
+
+/// A suite that the tunnel has no room for is staged, not activated, and given up at the limit; the pairs are named.
+fn suite_without_room(
+    overlay: &Overlay<'_>,
+    report: &mut Report,
+    probe: &Probe,
+    totals: &mut Totals,
+) -> Result<()> {
+    let lab = overlay.lab;
+    lab.set_tunnel_mtu(ROOM)?;
+    enforcing::wait_proven(lab)?;
+    let active = || Ok::<_, anyhow::Error>(Ring::read(lab)?.and_then(|ring| ring.uid("active")));
+    let (before, events) = (active()?, manager::event_count(lab, "RotationFailed")?);
+    let (mut named, mut changed) = (0, false);
+    totals.event(report, probe, "a suite that the tunnel has no room for", true, || {
+        overlay.configure_manager(&[&format!("{NOT_READY_TIMEOUT}={}s", LIMIT.as_secs())])?;
+        suites::request(overlay, Suite::Aes256Gcm16)?;
+        until("the rotation to be given up", PATIENCE, || {
+            let ring = Ring::read(lab)?.context("there is no ring")?;
+            changed |= ring.uid("active") != before;
+            if let Some(staged) = ring.uid("staged") {
+                named = named.max(manager::unproven(lab, &staged)?.values().map(BTreeSet::len).sum());
+            }
+            Ok(manager::event_count(lab, "RotationFailed")? > events)
+        })
+    })?;
+    suites::request(overlay, Suite::default())?;
+    overlay.configure_manager(&[&format!("{NOT_READY_TIMEOUT}-")])?;
+    rotate_timed::wait_steady(lab)?;
+    let pairs = probe.pairs();
+    report.figure("pairs_without_room", named);
+    report.check(named == pairs, format!("{named} of {pairs} pairs are named that can't carry the suite"));
+    report.check(!changed && active()? == before, "the suite that does not fit is not activated");
+    report.figure("suite_refused", manager::events(lab, "RotationFailed")?);
+    lab.set_tunnel_mtu(TUNNEL_MTU)
 }
 
 /// What shows how Calico was installed, as it is found in the API: its DaemonSet, here without pods, as `calico.yaml` makes
@@ -141,6 +183,6 @@ fn advised(overlay: &Overlay<'_>) -> Result<Vec<(&'static str, &'static str, Str
 
 /// How many nodes say that their tunnel is too large.
 fn named(lab: &Lab) -> Result<usize> {
-    let wanted = format!("{TUNNEL_MTU} > {ROOM}");
-    Ok(manager::statuses(lab, "mtu")?.into_values().filter(|mtu| *mtu == wanted.as_str()).count())
+    let too_large = |mtu: &Value| mtu["tunnel"] == TUNNEL_MTU && mtu["limit"] == ROOM;
+    Ok(manager::statuses(lab, "mtu")?.values().filter(|mtu| too_large(mtu)).count())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::cluster::{kubectl_with, until};
-use super::xfrm;
+use super::{settings, xfrm};
 use crate::lab::Lab;
 use crate::scenario::Report;
 
@@ -59,7 +59,16 @@ impl<'a> Overlay<'a> {
 
     /// `kubectl apply -f` of the file.
     pub fn apply(&self) -> Result<()> {
-        self.lab.apply(&self.text()?).map(drop)
+        self.lab.apply(&self.text()?)?;
+        self.apply_settings()
+    }
+
+    /// Under our manifest, settings are an object of their own.
+    fn apply_settings(&self) -> Result<()> {
+        match self.manifest {
+            Manifest::Ours => settings::apply(self.lab),
+            Manifest::Mke => Ok(()),
+        }
     }
 
     /// `kubectl apply -f` of the file with the images of the next version.
@@ -67,7 +76,8 @@ impl<'a> Overlay<'a> {
         let text = self.text()?;
         let upgraded = text.replace(":0.1.0", ":0.1.1");
         ensure!(upgraded != text, "{} names no image of version 0.1.0", self.path().display());
-        self.lab.apply(&upgraded).map(drop)
+        self.lab.apply(&upgraded)?;
+        self.apply_settings()
     }
 
     /// `kubectl apply -f` of the file with a variable more in every environment.
@@ -75,7 +85,8 @@ impl<'a> Overlay<'a> {
         let (text, env) = (self.text()?, "        env:\n");
         ensure!(text.matches(env).count() == 2, "{} has other environments", self.path().display());
         let more = format!("{env}        - name: {variable}\n          value: {value}\n");
-        self.lab.apply(&text.replace(env, &more)).map(drop)
+        self.lab.apply(&text.replace(env, &more))?;
+        self.apply_settings()
     }
 
     /// Sets variables of the manager's environment and waits for its new pod.
@@ -105,11 +116,10 @@ impl<'a> Overlay<'a> {
 
     /// Waits until every kernel sends ESP to every other node.
     pub fn wait_encrypting(&self) -> Result<()> {
-        let nodes = self.lab.nodes().len();
+        let nodes = self.lab.nodes();
         until("every node to encrypt to every other", PATIENCE, || {
             let kernels = xfrm::dump(self.lab)?;
-            Ok(kernels.len() == nodes
-                && kernels.values().all(|kernel| kernel.sends_with().len() == nodes - 1))
+            Ok(nodes.iter().all(|node| xfrm::sends_to_all(&kernels, node, nodes)))
         })
     }
 

@@ -1,5 +1,5 @@
-//! A node cut off from the API server, but not from the network: it keeps its traffic until the limit, and is left
-//! behind then; afterwards it catches up.
+//! A node cut off from the API server, but not from the network: a rotation goes on for the others, the node keeps its
+//! traffic until the limit, and is left behind then; afterwards it catches up.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use super::cluster::until;
 use super::overlay::PATIENCE;
 use super::ring::Ring;
-use super::rotate_timed::Leftovers;
-use super::{manager, rotate_timed, wire};
+use super::{enforcing, manager, rotate_timed, wire};
+use crate::interface::manager::NOT_READY_TIMEOUT;
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
@@ -18,12 +18,12 @@ pub const SCENARIO: Scenario = Scenario {
     name: "partition",
     about: "a node that can't reach the API keeps its traffic until the limit",
     tier: Tier::Gate,
-    estimate: 180,
+    estimate: 95,
     alone: false,
-    run: Run::Installed(run),
+    run: Run::Removes(run),
 };
 
-/// How long a rotation waits for a node that is not Ready, which it is for 25 s after it was cut off.
+/// How long old keys are kept for a node that is not Ready, which it is for 25 s after it was cut off.
 const LIMIT: Duration = Duration::from_secs(20);
 /// So long before it is looked at whether it still waits: a measurement takes a while to end.
 const MARGIN: Duration = Duration::from_secs(8);
@@ -32,42 +32,41 @@ const LATE: Duration = Duration::from_secs(15);
 
 fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
     let lab = overlay.lab;
-    overlay.configure_manager(&[&format!("SECUREOVERLAY_UNREACHABLE_LIMIT={}s", LIMIT.as_secs())])?;
-    let before = rotate_timed::steady(lab, Leftovers::Stay)?;
+    overlay.configure_manager(&[&format!("{NOT_READY_TIMEOUT}={}s", LIMIT.as_secs())])?;
+    let before = rotate_timed::steady(lab)?;
     // Not the manager's node: that one is cut off from nothing.
     let (_, home) = overlay.managers()?.pop().context("there is no manager")?;
     let cut = lab.nodes().iter().find(|node| node.name != home).context("a lab with one node")?;
     let bystanders = probe.without(&cut.name)?;
 
-    note(format!("{} is cut off from the API server, and the keys are to rotate", cut.name));
+    note(format!("{} is cut off from the API server", cut.name));
     cut_off(lab, &cut.ip.to_string())?;
     let mut missed = Instant::now();
     let awaited = wire::watch(probe, "while a node is cut off", || {
-        manager::rotate(lab, &[])?;
         until("its Node not to be Ready", PATIENCE, || Ok(!lab.node_is_ready(&cut.name)?))?;
         missed = Instant::now();
+        note("the keys are to rotate");
+        manager::rotate(lab, &[])?;
+        // The others move on. What it sends with stays, and so does what is sent to it.
         std::thread::sleep(LIMIT - MARGIN);
         Ok(())
     });
     let left_behind = awaited.and_then(|awaited| {
-        let waiting = Ring::read(lab)?.is_some_and(|ring| ring.generation("staged").is_some());
-        let mut after = None;
+        let ring = Ring::read(lab)?.context("there is no ring")?;
+        let waiting = ring.generation("retiring") == Some(before.generation());
+        let mut after = Duration::ZERO;
         let rotated = wire::watch(&bystanders, "between the others, when it is left behind", || {
-            until("the rotation to go on without it", PATIENCE, || {
-                let Some(ring) = Ring::read(lab)? else { return Ok(false) };
-                let active = ring.generation("active") > Some(before.generation());
-                if active && after.is_none() {
-                    after = Some(missed.elapsed());
-                }
-                Ok(active && ring.is_steady())
-            })
+            let over = |ring: Ring| ring.is_steady() && ring.generation("active") > Some(before.generation());
+            until("the rotation to end without it", PATIENCE, || Ok(Ring::read(lab)?.is_some_and(over)))?;
+            after = missed.elapsed();
+            Ok(())
         })?;
-        Ok((awaited, waiting, rotated, after.unwrap_or_default()))
+        Ok((awaited, waiting, rotated, after))
     });
     note("it can reach the API server again");
     join_again(lab)?;
     let (awaited, waiting, rotated, waited) = left_behind?;
-    report.check(waiting, format!("{} is awaited as long as it may still come back", cut.name));
+    report.check(waiting, format!("the old keys stay as long as {} may still come back", cut.name));
     // Who asks every now and then sees a Node that is not Ready a little later than the manager, which watches.
     report.check(
         waited + Duration::from_secs(1) >= LIMIT,
@@ -82,21 +81,22 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     let back = Instant::now();
     until("it to catch up", 2 * PATIENCE, || {
         let active = Ring::read(lab)?.and_then(|ring| ring.generation("active"));
-        let sends = manager::status(lab, &cut.name, "sends")?;
-        Ok(sends.is_some() && sends.as_ref().and_then(|id| id.as_str()?.parse().ok()) == active)
+        let sends = manager::statuses(lab, "key")?.remove(&cut.name).and_then(|id| id.as_u64());
+        Ok(active.is_some() && sends == active)
     })?;
     report.figure("caught_up_after_s", back.elapsed().as_secs());
     lab.wait_ready(PATIENCE)?;
+    enforcing::wait_proven(lab)?;
     note("it has caught up: all directions");
     let after = wire::watch_for(probe, "after it came back", Duration::from_secs(10))?;
     after.check_delivered(report);
     after.check_encrypted(report);
-    overlay.configure_manager(&["SECUREOVERLAY_UNREACHABLE_LIMIT-"])?;
     report.figure("limit_s", LIMIT.as_secs());
     report.figure("left_behind_after_s", waited.as_secs());
     report.figure("sent", awaited.probes.sent + rotated.probes.sent + after.probes.sent);
     report.figure("lost", awaited.probes.lost + rotated.probes.lost + after.probes.lost);
-    Ok(())
+    // The node that missed a rotation can't explain the SAs from before it, and keeps them for ten minutes: not for others to share.
+    overlay.disable_and_check(report)
 }
 
 const TABLE: &str = "partition";

@@ -13,7 +13,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "plain",
     about: "without SecureOverlay, pod traffic is IPIP and readable: what the other scenarios start from",
     tier: Tier::Gate,
-    estimate: 15,
+    estimate: 10,
     alone: false,
     run: Run::Cluster(run),
 };

@@ -18,7 +18,7 @@ const RATE: u32 = 200;
 const LIMIT: u32 = 1800;
 
 /// A prober on each node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Probe {
     pods: Vec<Pod>,
     rate: u32,

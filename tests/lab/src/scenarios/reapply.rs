@@ -15,7 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "reapply",
     about: "applying the manifests again, unchanged and upgraded, does nothing to traffic",
     tier: Tier::Gate,
-    estimate: 240,
+    estimate: 135,
     alone: false,
     run: Run::Cluster(run),
 };

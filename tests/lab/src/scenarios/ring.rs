@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cluster::kubectl_with;
-use super::overlay::NAMESPACE;
+use super::overlay::{NAMESPACE, PATIENCE};
 use crate::lab::Lab;
+use crate::wait::wait_until;
 
 const SECRET: &str = "ucp-secureoverlay";
 
@@ -21,9 +22,7 @@ pub struct Ring(Value);
 impl Ring {
     /// Reads it; `None` while there is no Secret or nothing in it.
     pub fn read(lab: &Lab) -> Result<Option<Self>> {
-        let Some(document) = read_document(lab)? else { return Ok(None) };
-        let text = String::from_utf8(document).context("the ring is not text")?;
-        Ok(Some(Self(serde_saphyr::from_str(&text).map_err(|_| anyhow::anyhow!("the ring is not YAML"))?)))
+        read_document(lab)?.map(parse).transpose()
     }
 
     /// The number of the generation with this role.
@@ -50,14 +49,24 @@ impl Ring {
         Duration::try_from(time("roleSince")?.duration_since(time("createdAt")?)).ok()
     }
 
-    /// How many nodes peers don't encrypt to yet.
-    pub fn pending(&self) -> usize {
-        self.0["pending"].as_array().map_or(0, Vec::len)
+    /// The uid of the generation with this role.
+    pub fn uid(&self, role: &str) -> Option<String> {
+        self.generations().find(|generation| generation["role"] == role)?["uid"].as_str().map(str::to_owned)
+    }
+
+    /// The suite of the generation with this role.
+    pub fn suite(&self, role: &str) -> Option<String> {
+        self.generations().find(|generation| generation["role"] == role)?["suite"].as_str().map(str::to_owned)
     }
 
     /// How far nodes insist: `off`, `permissive` or `enforcing`.
     pub fn enforcement(&self) -> &str {
         self.0["enforcement"].as_str().unwrap_or_default()
+    }
+
+    /// What acknowledgements have to name.
+    pub fn ack_id(&self) -> &str {
+        self.0["ackId"].as_str().unwrap_or_default()
     }
 
     /// The number of the write.
@@ -90,30 +99,52 @@ pub fn read_document(lab: &Lab) -> Result<Option<Vec<u8>>> {
     if secret.trim().is_empty() {
         return Ok(None);
     }
-    let secret: Value = serde_json::from_str(&secret).context("reading the Secret")?;
+    document(&serde_json::from_str(&secret).context("reading the Secret")?)
+}
+
+fn document(secret: &Value) -> Result<Option<Vec<u8>>> {
     let document = secret["data"]["keys"].as_str().unwrap_or_default();
     let document = BASE64.decode(document.as_bytes()).context("the Secret's data")?;
     Ok(if document.is_empty() { None } else { Some(document) })
 }
 
+fn parse(document: Vec<u8>) -> Result<Ring> {
+    let text = String::from_utf8(document).context("the ring is not text")?;
+    Ok(Ring(serde_saphyr::from_str(&text).map_err(|_| anyhow::anyhow!("the ring is not YAML"))?))
+}
+
 /// Puts `document` in the place of the ring, whatever is there.
 pub fn write_document(lab: &Lab, document: &[u8]) -> Result<()> {
     let mut secret = lab.kubectl_json(&["-n", NAMESPACE, "get", "secret", SECRET])?;
+    if let Some(metadata) = secret["metadata"].as_object_mut() {
+        // A person's edit wins over any write since.
+        metadata.remove("resourceVersion");
+    }
+    replace(lab, secret, document)
+}
+
+/// Brings the next rotation forward to now.
+pub fn rotate_now(lab: &Lab) -> Result<()> {
+    // What the manager writes between reading and writing must not be undone: then it is read once more.
+    wait_until("the ring to be edited", PATIENCE, || {
+        let secret = lab.kubectl_json(&["-n", NAMESPACE, "get", "secret", SECRET])?;
+        let ring = document(&secret)?.map(parse).transpose()?.context("there is no ring to rotate")?;
+        ensure!(ring.is_steady(), "a rotation is going on already");
+        let due = ring.changed(|ring| ring["nextRotation"] = json!("2020-01-01T00:00:00Z"));
+        match replace(lab, secret, &due) {
+            Err(error) if format!("{error:#}").contains("(Conflict)") => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    })
+}
+
+fn replace(lab: &Lab, mut secret: Value, document: &[u8]) -> Result<()> {
     secret["data"] = json!({ "keys": BASE64.encode(document) });
     if let Some(metadata) = secret["metadata"].as_object_mut() {
-        // A person's edit wins over whoever wrote since.
-        metadata.remove("resourceVersion");
         metadata.remove("managedFields");
     }
     // Raw, because `replace` copies the whole object into an annotation, which has less room than the Secret.
     let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{SECRET}");
     kubectl_with(lab, &["replace", "--raw", &path, "-f", "-"], &secret.to_string())?;
     Ok(())
-}
-
-/// Brings the next rotation forward to now.
-pub fn rotate_now(lab: &Lab) -> Result<()> {
-    let ring = Ring::read(lab)?.context("there is no ring to rotate")?;
-    ensure!(ring.is_steady(), "a rotation is going on already");
-    write_document(lab, &ring.changed(|ring| ring["nextRotation"] = json!("2020-01-01T00:00:00Z")))
 }

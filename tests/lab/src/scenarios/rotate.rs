@@ -36,7 +36,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         let rotated = wire::watch(&probe, &format!("rotating at {rate} a second"), || {
             let begun = Instant::now();
             for _ in 0..count {
-                let before = rotate_timed::steady(lab, Leftovers::Go)?;
+                let before = rotate_timed::steady(lab)?;
                 manager::rotate(lab, &["--wait"])?;
                 rotate_timed::wait_rotated(lab, &before, Leftovers::Go)?;
                 done += 1;

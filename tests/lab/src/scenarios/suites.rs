@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use secureoverlay_common::mtu::Bound;
-use secureoverlay_common::ring::{Ring, Role};
-use secureoverlay_common::suite::Suite;
+use anyhow::{Result, bail};
+use secureoverlay_keyring::keyring::{KeyRing, Role};
+use secureoverlay_keyring::mtu::Bound;
+use secureoverlay_keyring::suite::Suite;
 use serde_json::json;
 
 use super::cluster::until;
+use super::decrypt::ring;
 use super::overlay::{Overlay, PATIENCE};
-use super::ring::read_document;
-use super::{metrics, wire};
+use super::{metrics, settings, wire};
+use crate::interface::manager::{ACKNOWLEDGED, PROPAGATION_DELAY, ROTATION_MODE, TIMED};
+use crate::interface::metric;
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
@@ -32,10 +34,8 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
     // By acknowledgement the phases would pass faster than they can be looked at.
     let delay = profile.pick("6s", "30s");
-    overlay.configure_manager(&[
-        "SECUREOVERLAY_ACKNOWLEDGEMENTS=timed",
-        &format!("SECUREOVERLAY_PROPAGATION_DELAY={delay}"),
-    ])?;
+    overlay
+        .configure_manager(&[&format!("{ROTATION_MODE}={TIMED}"), &format!("{PROPAGATION_DELAY}={delay}")])?;
     wait_for(lab, "the first generation alone", |ring| alone(ring, Suite::default()))?;
 
     note("the same traffic without a change");
@@ -48,15 +48,15 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         for to in [Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::Aes128Gcm8] {
             note(format!("from {from} to {to}"));
             request(overlay, to)?;
-            let has = |ring: &Ring, role: Role, suite: Suite| {
+            let has = |ring: &KeyRing, role: Role, suite: Suite| {
                 ring.with_role(role).is_some_and(|generation| generation.suite == suite)
             };
             for (role, suite, active) in [(Role::Staged, to, from), (Role::Retiring, from, to)] {
                 let phase = format!("{suite} to be {role:?} beside {active}");
-                let now = |ring: &Ring| has(ring, role, suite) && has(ring, Role::Active, active);
+                let now = |ring: &KeyRing| has(ring, role, suite) && has(ring, Role::Active, active);
                 wait_for(lab, &phase, now)?;
                 wait_for_limit(lab, &[from, to])?;
-                if !now(&read(lab)?) {
+                if !now(&ring(lab)?) {
                     bail!("the agents were too late with the MTU for both suites, waiting for {phase}");
                 }
             }
@@ -79,14 +79,10 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     report.figure("ipip", changed.wire.ipip);
     report.figure("max_gap_ms", changed.probes.longest_gap_ms);
     report.figure("baseline_gap_ms", baseline.longest_gap_ms);
-    overlay.configure_manager(&[
-        "SECUREOVERLAY_ACKNOWLEDGEMENTS=required",
-        "SECUREOVERLAY_PROPAGATION_DELAY-",
-        "SECUREOVERLAY_SUITE-",
-    ])
+    overlay.configure_manager(&[&format!("{ROTATION_MODE}={ACKNOWLEDGED}"), &format!("{PROPAGATION_DELAY}-")])
 }
 
-/// Tells the manager to use `suite` and waits until no other is in the ring.
+/// Sets the suite and waits until no other is in the ring.
 pub fn change_suite(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
     request(overlay, suite)?;
     wait_for_suite(overlay.lab, suite)
@@ -97,20 +93,17 @@ pub fn wait_for_suite(lab: &Lab, suite: Suite) -> Result<()> {
     wait_for(lab, "the suite to change", |ring| alone(ring, suite))
 }
 
-fn request(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
-    overlay.set_manager(&[&format!("SECUREOVERLAY_SUITE={suite}")])
+/// Sets the suite.
+pub fn request(overlay: &Overlay<'_>, suite: Suite) -> Result<()> {
+    settings::edit(overlay.lab, &json!({ "cipherSuite": suite }))
 }
 
-fn read(lab: &Lab) -> Result<Ring> {
-    Ok(Ring::parse(&read_document(lab)?.context("there is no ring")?)?)
-}
-
-fn wait_for(lab: &Lab, what: &str, condition: impl Fn(&Ring) -> bool) -> Result<()> {
-    until(what, PATIENCE, || Ok(condition(&read(lab)?)))
+fn wait_for(lab: &Lab, what: &str, condition: impl Fn(&KeyRing) -> bool) -> Result<()> {
+    until(what, PATIENCE, || Ok(condition(&ring(lab)?)))
 }
 
 /// One generation, active, of this suite: no rotation is going on.
-fn alone(ring: &Ring, suite: Suite) -> bool {
+fn alone(ring: &KeyRing, suite: Suite) -> bool {
     ring.generations.len() == 1 && ring.active().is_some_and(|generation| generation.suite == suite)
 }
 
@@ -129,7 +122,7 @@ fn wait_for_limit(lab: &Lab, suites: &[Suite]) -> Result<()> {
     until(&format!("all agents to report the MTU limits {mke} and {kernel}"), PATIENCE / 4, || {
         for node in lab.nodes() {
             for (rule, limit) in [("mke", mke), ("kernel", kernel)] {
-                let metric = format!("secureoverlay_agent_mtu_limit_bytes{{rule=\"{rule}\"}}");
+                let metric = format!("{}{{rule=\"{rule}\"}}", metric::MTU_LIMIT);
                 if metrics::of_agent(lab, &node.name, &metric)? != Some(f64::from(limit)) {
                     return Ok(false);
                 }

@@ -81,6 +81,20 @@ impl Watched {
         report.check(probes.duplicated == 0, format!("{when}: {} probes duplicated", probes.duplicated));
     }
 
+    /// The probes prove something, and none was lost between nodes other than this one.
+    pub fn check_bystanders(&self, report: &mut Report, concerned: &str) -> u64 {
+        let (when, probes) = (&self.when, &self.probes);
+        let others = probes.directions.iter().filter(|it| it.from != concerned && it.to != concerned);
+        let lost: u64 = others.map(|it| u64::from(it.lost)).sum();
+        report.check(probes.sent > 0, format!("{when}: there was traffic"));
+        if probes.invalid.is_empty() {
+            report.check(lost == 0, format!("{when}: {lost} lost between the others"));
+        } else {
+            report.proves_nothing(format!("{when}: the measurement proves nothing: {:?}", probes.invalid));
+        }
+        lost
+    }
+
     /// Each probe was seen as ESP, and nothing in the clear.
     pub fn check_encrypted(&self, report: &mut Report) {
         let (when, esp, sent) = (&self.when, self.wire.esp, self.probes.sent);
@@ -88,7 +102,13 @@ impl Watched {
             sent > 0 && esp >= sent,
             format!("{when}: {esp} ESP packets on the wire for {sent} probes"),
         );
-        let clear = self.captured.in_the_clear();
+        self.check_not_in_the_clear(report);
+    }
+
+    /// There was ESP, and nothing in the clear: for events that probes may get lost in.
+    pub fn check_not_in_the_clear(&self, report: &mut Report) {
+        let (when, clear) = (&self.when, self.captured.in_the_clear());
+        report.check(self.wire.esp > 0, format!("{when}: there was encrypted traffic"));
         report.check(
             self.wire.ipip == 0,
             format!("{when}: {} packets in the clear: {clear:?}", self.wire.ipip),

@@ -1,12 +1,13 @@
 //! What the nodes' kernels hold, as `ip xfrm` shows it: what is ours, what it sends with, and whether it changed.
 
-use std::collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
+use secureoverlay_keyring::secret::SecretBytes;
 
 use crate::lab::Lab;
+use crate::state::Node;
 
 /// SecureOverlay's reqid, on its states and on the templates of its policies.
 const REQID: &str = "0x5ec00e5b";
@@ -25,11 +26,16 @@ pub struct Kernel {
 /// The kernels of all nodes, by node.
 pub fn dump(lab: &Lab) -> Result<BTreeMap<String, Kernel>> {
     let kernels = lab.on_all_nodes(|node| {
-        let states = entries(&node.exec_ok(&["ip", "-s", "xfrm", "state"])?);
-        let policies = entries(&node.exec_ok(&["ip", "-s", "xfrm", "policy", "list", "nosock"])?);
-        Ok((node.name.clone(), Kernel { states, policies }))
+        let states = node.exec_ok(&["ip", "-s", "xfrm", "state"])?;
+        let policies = node.exec_ok(&["ip", "-s", "xfrm", "policy", "list", "nosock"])?;
+        Ok((node.name.clone(), parse(&states, &policies)))
     })?;
     Ok(kernels.into_iter().collect())
+}
+
+/// What `ip -s xfrm state` and `ip -s xfrm policy` printed.
+pub fn parse(states: &str, policies: &str) -> Kernel {
+    Kernel { states: entries(states), policies: entries(policies) }
 }
 
 impl Kernel {
@@ -56,6 +62,23 @@ impl Kernel {
             entries.iter().filter(|entry| !named.iter().any(|name| entry.contains(name))).cloned().collect()
         };
         Self { states: others(&self.states), policies: others(&self.policies) }
+    }
+
+    /// Our states that lead away from a node with these addresses: key, hashed, and when it was added.
+    pub fn outbound(&self, own: &[Ipv4Addr]) -> Vec<(String, String)> {
+        let to_us = |entry: &str| own.iter().any(|ip| entry.contains(&format!(" dst {ip} ")));
+        let away = self
+            .states
+            .iter()
+            .filter(|entry| ours(entry) && !to_us(entry.split(" sel ").next().unwrap_or("")));
+        let added = |entry: &String| entry.split_once(" added ").map(|(_, time)| time.to_owned());
+        away.filter_map(|entry| Some((after(entry, " key #")?, added(entry)?))).collect()
+    }
+
+    /// The key, hashed, of the state from one address to another with this SPI.
+    pub fn key_of(&self, src: Ipv4Addr, dst: Ipv4Addr, spi: &str) -> Option<String> {
+        let named = format!(" spi {spi}(");
+        after(self.between(src, dst).find(|entry| entry.contains(&named))?, " key ")
     }
 
     /// The keys of our states from one address to another, hashed.
@@ -87,6 +110,17 @@ impl Kernel {
         self.policies.iter().filter(|entry| ours(entry) && entry.contains(" action block ")).count()
     }
 
+    /// The SPI, as `0x…`, with which protocol 4 goes to an address.
+    pub fn sends_to(&self, dst: Ipv4Addr) -> Option<String> {
+        self.sends_with().get(&format!("{dst}/32"))?.split('(').next().map(str::to_owned)
+    }
+
+    /// The SPIs of all our states.
+    pub fn spis(&self) -> BTreeSet<String> {
+        let spi = |entry: &String| Some(after(entry, " spi ")?.split('(').next()?.to_owned());
+        self.states.iter().filter(|entry| ours(entry)).filter_map(spi).collect()
+    }
+
     /// The SPI sent with, by peer; policies for a port are the agents' probes.
     pub fn sends_with(&self) -> BTreeMap<String, String> {
         self.policies
@@ -95,6 +129,12 @@ impl Kernel {
             .filter_map(|entry| Some((after(entry, " dst ")?, after(entry, " spi ")?)))
             .collect()
     }
+}
+
+/// Whether a node has a policy to send ESP to each of these, but for itself.
+pub fn sends_to_all(kernels: &BTreeMap<String, Kernel>, node: &Node, all: &[Node]) -> bool {
+    let others = || all.iter().filter(|other| other.name != node.name);
+    kernels.get(&node.name).is_some_and(|kernel| others().all(|other| kernel.sends_to(other.ip).is_some()))
 }
 
 /// States and policies of ours in all kernels together.
@@ -124,6 +164,14 @@ fn after(entry: &str, word: &str) -> Option<String> {
     entry.split_once(word)?.1.split_whitespace().next().map(str::to_owned)
 }
 
+/// A key of `ip xfrm` as the agents' journals name it.
+fn fingerprint(key: &str) -> String {
+    let digits = key.strip_prefix("0x").unwrap_or(key).as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Vec<u8> = digits.chunks(2).filter_map(byte).collect();
+    format!("{:016x}", SecretBytes::copy_from(&bytes).fingerprint())
+}
+
 /// One line for each entry of `ip -s xfrm …`: what it is and when it was added; keys hashed, counters left out.
 fn entries(dump: &str) -> BTreeSet<String> {
     let mut entries: Vec<String> = Vec::new();
@@ -137,9 +185,7 @@ fn entries(dump: &str) -> BTreeSet<String> {
             }
             (["add", day, time, ..], Some(entry)) => *entry += &format!(" added {day} {time}"),
             (["aead" | "auth" | "auth-trunc" | "enc", name, key, rest @ ..], Some(entry)) => {
-                let mut hash = DefaultHasher::new();
-                key.hash(&mut hash);
-                *entry += &format!(" {name} key #{:x} {}", hash.finish(), rest.join(" "));
+                *entry += &format!(" {name} key #{} {}", fingerprint(key), rest.join(" "));
             }
             (["lifetime" | "anti-replay" | "stats:" | "lastused", ..], _) => counting = true,
             (["tmpl" | "sel" | "proto" | "dir" | "mark" | "if_id" | "encap", ..], Some(entry)) => {
@@ -226,6 +272,21 @@ src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
         let (with_two, with_three) = (kernel.without(two), kernel.without(three));
         assert_eq!((with_two.states.len(), with_two.policies.len()), (1, 2));
         assert_eq!((with_three.states.len(), with_three.policies.len()), (1, 2));
+    }
+
+    #[test]
+    fn outbound_keys_are_named_as_in_a_journal() {
+        let kernel = Kernel { states: entries(STATE), policies: entries(POLICY) };
+        let key: Vec<u8> = (0..20).collect();
+        let named = format!("{:016x}", SecretBytes::copy_from(&key).fingerprint());
+        let expected = [(named.clone(), "2026-11-20 20:30:01".to_owned())];
+        assert_eq!(kernel.outbound(&[Ipv4Addr::new(10, 96, 64, 2)]), expected);
+        assert!(kernel.outbound(&[Ipv4Addr::new(10, 96, 64, 1)]).is_empty(), "it leads here");
+        let (one, two) = ([10, 96, 64, 1].into(), [10, 96, 64, 2].into());
+        assert_eq!(kernel.key_of(two, one, "0x1f2e3d4c"), Some(format!("#{named}")));
+        assert_eq!(kernel.key_of(two, one, "0x1f2e3d4"), None);
+        assert_eq!(kernel.sends_to(two), Some("0x1f2e3d4c".to_owned()));
+        assert_eq!(kernel.spis(), ["0x1f2e3d4c".to_owned()].into());
     }
 
     #[test]
