@@ -1,11 +1,10 @@
 //! What the manager knows of the nodes, and what operators ask for: an index that watches keep up to date.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+mod watched;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use kube::Client;
@@ -13,14 +12,15 @@ use secureoverlay_k8s::{
     cluster_encryption::Wanted,
     key_rotation::Requested,
     node_encryption::Reported,
-    object::{Content, Object},
+    object::Content,
     watch::{self, Source, Update},
 };
 use secureoverlay_keyring::peer::EncryptionPeerSpec;
 use secureoverlay_manager_core::{operator::OperatorObjects, snapshot::ClusterState};
 use tokio::sync::{Notify, mpsc::channel, watch as signal};
 
-use crate::{
+use self::watched::Watched;
+use crate::io::{
     objects,
     snapshot::{
         self, AgentPod, ENCRYPTIONS, NODES, PEERS, PODS, ROTATIONS, SETTINGS, SnapshotError, WatchedNode,
@@ -52,92 +52,6 @@ pub struct Index {
     pods: Watched<AgentPod>,
     settings: Watched<Wanted>,
     rotations: Watched<Requested>,
-}
-
-/// What one watch has brought.
-#[derive(Debug)]
-struct Watched<T> {
-    /// By name; `None` until the first list.
-    known: Option<BTreeMap<String, Object<T>>>,
-    /// Objects that can't be read, as far as the log knows.
-    unreadable: BTreeSet<String>,
-    /// Why the watch fails.
-    error: Option<String>,
-}
-
-impl<T> Default for Watched<T> {
-    fn default() -> Self {
-        Self { known: None, unreadable: BTreeSet::new(), error: None }
-    }
-}
-
-impl<T: PartialEq> Watched<T> {
-    /// Whether that changed anything that matters: versions do not.
-    fn fold(&mut self, what: &'static str, update: Update<T>) -> bool {
-        if let Update::Failed(failure) = update {
-            if self.error.is_none() {
-                let error = failure.message.as_str();
-                tracing::warn!(watch = what, error, "cannot watch; going on with what is known");
-            }
-            self.error = Some(failure.message);
-            return false;
-        }
-        if self.error.take().is_some() {
-            tracing::info!(watch = what, "the API server answers again");
-        }
-        match update {
-            Update::List { objects, .. } => {
-                objects.iter().for_each(|object| self.note(what, object));
-                let list: BTreeMap<_, _> =
-                    objects.into_iter().map(|object| (object.meta.name.clone(), object)).collect();
-                let same = self.known.as_ref().is_some_and(|known| {
-                    known.len() == list.len()
-                        && known.iter().zip(&list).all(|((_, one), (_, other))| is_same(one, other))
-                });
-                self.known = Some(list);
-                !same
-            }
-            Update::Applied(object) => {
-                self.note(what, &object);
-                let Some(known) = &mut self.known else { return false };
-                let same = known.get(&object.meta.name).is_some_and(|before| is_same(before, &object));
-                known.insert(object.meta.name.clone(), object);
-                !same
-            }
-            Update::Deleted(object) => {
-                self.unreadable.remove(&object.meta.name);
-                self.known.as_mut().is_some_and(|known| known.remove(&object.meta.name).is_some())
-            }
-            Update::Heard | Update::Failed(_) => false,
-        }
-    }
-
-    /// Says once that an object can't be read.
-    fn note(&mut self, what: &'static str, object: &Object<T>) {
-        match &object.content {
-            Ok(_) => drop(self.unreadable.remove(&object.meta.name)),
-            Err(error) => {
-                if self.unreadable.insert(object.meta.name.clone()) {
-                    tracing::warn!(
-                        watch = what,
-                        name = object.meta.name,
-                        error,
-                        "object cannot be read; what was read last counts. Was it edited, or is its agent of another version?"
-                    );
-                }
-            }
-        }
-    }
-
-    fn get(&self, what: &'static str) -> Result<impl Iterator<Item = &Object<T>>, SnapshotError> {
-        let known = self.known.as_ref();
-        let known = known.ok_or_else(|| SnapshotError::Unknown { what, error: self.error.clone() })?;
-        Ok(known.values())
-    }
-}
-
-fn is_same<T: PartialEq>(one: &Object<T>, other: &Object<T>) -> bool {
-    one.meta.name == other.meta.name && one.meta.uid == other.meta.uid && one.content == other.content
 }
 
 /// A kind of object that the index holds.
@@ -332,7 +246,7 @@ async fn watch_one<T: Indexed>(client: Client, source: Source, cluster: &Cluster
 
 #[cfg(test)]
 mod tests {
-    use secureoverlay_k8s::watch::Failure;
+    use secureoverlay_k8s::{object::Object, watch::Failure};
     use serde_json::{Value, json};
 
     use super::*;

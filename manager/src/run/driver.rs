@@ -14,15 +14,19 @@ use secureoverlay_manager_core::{
 use secureoverlay_rotation::{ApplyError, History, Installation};
 
 use crate::{
-    access::{self, AccessError},
-    cluster_cache::ClusterCache,
-    installation::{InstallationError, Observer},
-    metrics::{self, Metrics},
-    objects,
-    outbox::Outbox,
-    reporter::Reporter,
-    snapshot::{self, SnapshotError},
-    store::{SecretRead, Store, StoreError, Written},
+    io::{
+        access::{self, AccessError},
+        cluster_cache::ClusterCache,
+        installation::{InstallationError, Observer},
+        objects,
+        outbox::Outbox,
+        snapshot::{self, SnapshotError},
+        store::{SecretRead, Store, StoreError, Written},
+    },
+    telemetry::{
+        metrics::{self, Metrics},
+        reporter::Reporter,
+    },
 };
 
 /// Fills a buffer with random bytes fit for keys.
@@ -87,7 +91,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// `cluster` is kept up to date by [`crate::cluster_cache::follow`]; `startup_taint` is the key of the taint that
+    /// `cluster` is kept up to date by [`crate::io::cluster_cache::follow`]; `startup_taint` is the key of the taint that
     /// nodes have until they encrypt. Sends nothing yet.
     #[must_use]
     pub fn new(

@@ -25,7 +25,7 @@ use secureoverlay_manager_core::{
 };
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::{objects, orphans, taint};
+use crate::io::{objects, orphans, taint};
 
 /// More than one evaluation ever has to say: a taint for every node of a large cluster.
 const QUEUE: usize = 10_000;

@@ -24,30 +24,16 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     USER_AGENT,
-    config::SettingsSource,
-    follow::{self, AWAY, LOOK, NOT_TAKEN_UP, Reader, TAKEN_UP, WAITING},
-    store::Store,
+    cli::follow::{self, AWAY, LOOK, NOT_TAKEN_UP, Reader, TAKEN_UP, WAITING},
+    config::{RotateArgs, SettingsSource},
+    io::store::Store,
 };
-
-/// Flags of the command.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Args {
-    /// Stay until the new key is in use and the old one is gone, and tell how it goes. Ends with an error if the new key
-    /// is dropped
-    #[arg(long)]
-    pub wait: bool,
-    /// Go on without nodes that do not respond. Pairs that are not proven with the new key stay on the old one, and are
-    /// held back when that is removed, which is after --not-ready-timeout at the earliest. While a rotation is under way,
-    /// this counts for that one. Needs KeyRotation objects: not under MKE's manifest
-    #[arg(long)]
-    pub skip_unresponsive: bool,
-}
 
 /// Asks, and waits where that is wanted. `settings`: how the manager is asked, where that is known.
 ///
 /// # Errors
 /// Where the request can't be made, or what became of it can't be seen, or the rotation failed.
-pub async fn rotate(args: &Args, settings: Option<SettingsSource>) -> anyhow::Result<()> {
+pub async fn rotate(args: &RotateArgs, settings: Option<SettingsSource>) -> anyhow::Result<()> {
     let client = client::connect(USER_AGENT).await?;
     let asked = match settings {
         Some(SettingsSource::Flags) => None,
@@ -84,7 +70,7 @@ fn refused(error: &kube::Error) -> anyhow::Error {
 }
 
 /// Makes a KeyRotation, or tells the one under way to skip; its name.
-async fn ask_by_object(client: &Client, args: &Args) -> Result<String, kube::Error> {
+async fn ask_by_object(client: &Client, args: &RotateArgs) -> Result<String, kube::Error> {
     let all = Api::<KeyRotation>::all(client.clone());
     if args.skip_unresponsive {
         let there = all.list(&ListParams::default()).await?.items;

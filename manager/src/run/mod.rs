@@ -1,5 +1,7 @@
 //! Builds the components and runs the reconcile loop.
 
+pub mod driver;
+
 use std::{
     convert::Infallible,
     time::{Duration, Instant},
@@ -22,12 +24,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     USER_AGENT,
-    cluster_cache::{self, ClusterCache},
     config::{Config, RotationMode},
-    driver::{Driver, ReconcileError, now},
-    metrics::Metrics,
-    outbox,
-    snapshot::SnapshotError,
+    io::{
+        cluster_cache::{self, ClusterCache},
+        outbox,
+        snapshot::SnapshotError,
+    },
+    run::driver::{Driver, ReconcileError, now},
+    telemetry::metrics::Metrics,
 };
 
 /// More than its requests take together, each of which is bounded too.

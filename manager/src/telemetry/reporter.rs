@@ -12,9 +12,11 @@ use secureoverlay_manager_core::{
 use secureoverlay_rotation::{Action, Cause, Exclusions, Names, Phase};
 
 use crate::{
-    metrics::Metrics,
-    outbox::{Notice, Outbox, Subject},
-    store::SecretRead,
+    io::{
+        outbox::{Notice, Outbox, Subject},
+        store::SecretRead,
+    },
+    telemetry::metrics::Metrics,
 };
 
 /// Says what changes, once.

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use secureoverlay_keyring::keyring::{KeyRing, KeyRingError};
 use tokio::time::{Instant, sleep};
 
-use crate::store::{SecretRead, Store, StoreError, Written};
+use crate::io::store::{SecretRead, Store, StoreError, Written};
 
 /// Other writers may be faster.
 const ATTEMPTS: usize = 20;
