@@ -10,7 +10,7 @@ use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
-use secureoverlay_agent_core::agent::GATEWAY_UNKNOWN;
+use secureoverlay_agent_core::{JOINING, agent::GATEWAY_UNKNOWN};
 use secureoverlay_k8s::{
     access,
     client::describe,
@@ -34,8 +34,6 @@ const FEW: usize = 50;
 const WRITES_A_SECOND: u32 = 100;
 /// Between two writes of one agent.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Peers that join are proven within this time: nothing is written about them.
-const JOINING: Duration = Duration::from_secs(10);
 /// Before another attempt after a failure; doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between attempts.

@@ -51,15 +51,18 @@ pub async fn open(client: &Client, name: &str, directory: &Path) -> Result<Opene
             Err(error) => error,
         };
         let text = format!("{error:#}");
-        match error.downcast_ref::<StateError>() {
-            // A rolling upgrade may have left the agent before this one in its last moments.
-            Some(StateError::AnotherAgentRuns { .. }) if begun.elapsed() < LOCK_WAIT => {}
-            Some(StateError::AnotherAgentRuns { .. }) => pause = Duration::from_secs(1),
-            Some(_) => pause = (2 * pause).min(Duration::from_secs(60)),
-            None => return Err(error),
-        }
-        if told.as_ref() != Some(&text) && !(text.contains("another agent") && begun.elapsed() < LOCK_WAIT) {
+        let Some(state) = error.downcast_ref::<StateError>() else { return Err(error) };
+        let locked = matches!(state, StateError::AnotherAgentRuns { .. });
+        // A rolling upgrade may have left the agent before this one in its last moments.
+        let ending = locked && begun.elapsed() < LOCK_WAIT;
+        pause = match (ending, locked) {
+            (true, _) => pause,
+            (false, true) => Duration::from_secs(1),
+            (false, false) => (2 * pause).min(Duration::from_secs(60)),
+        };
+        if !ending && told.as_ref() != Some(&text) {
             tracing::warn!(
+                reason = state.reason(),
                 error = text,
                 "cannot use the state directory yet; nothing is changed in the kernel"
             );

@@ -109,8 +109,16 @@ fn in_memory(start: Start) -> Opened {
 pub fn from_directory(name: &str, path: &Path) -> Result<Opened> {
     match open(name, path) {
         Err(error) => match error.downcast_ref::<StateError>() {
-            Some(StateError::NotTmpfs { .. } | StateError::Unwritable { .. } | StateError::Full { .. }) => {
-                tracing::warn!(reason = format!("{error:#}"), "identity and journal are kept in memory only");
+            Some(
+                state @ (StateError::NotTmpfs { .. }
+                | StateError::Unwritable { .. }
+                | StateError::Full { .. }),
+            ) => {
+                tracing::warn!(
+                    reason = state.reason(),
+                    error = format!("{error:#}"),
+                    "identity and journal are kept in memory only"
+                );
                 let identity = Identity::generate(&mut SysRng).context("drawing an identity")?;
                 let start = Start {
                     name: name.to_owned(),

@@ -309,7 +309,6 @@ impl Metrics {
             Durability::Unknown => "unknown",
             Durability::Boot => "boot",
             Durability::Volatile => "volatile",
-            Durability::Failing => "failing",
         };
         self.journal.clear();
         self.journal.get_or_create(&DurabilityLabel { durability }).set(1);
