@@ -70,6 +70,9 @@ check: ## Format and lints.
 	@for crate in keyring rotation agent-core manager-core; do \
 		! cargo tree --quiet --package secureoverlay-$$crate --edges normal --prefix none \
 			| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "secureoverlay-$$crate can do I/O"; exit 1; }; done
+	# The driver blocks on the thread that calls it: fuzz targets and the bench are built without a runtime.
+	@! cargo tree --quiet --package secureoverlay-agent-kernel --edges normal --prefix none | grep -E '^(tokio|kube|hyper) ' \
+		|| { echo "the driver depends on a runtime or a client for the API"; exit 1; }
 	# Pronouns that name no component, and words of the protocol before (CHANGELOG says what they became).
 	@! git grep --line-number --ignore-case --word-regexp --extended-regexp \
 		'somebody|nobody|anybody|everybody|whoever|whom|incarnations?|burnt|relent(ed)?|roster|descent|census|press-on|oversized' \
