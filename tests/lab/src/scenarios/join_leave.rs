@@ -105,6 +105,7 @@ impl Joins<'_> {
         self.totals.event(report, &self.bystanders, what, enforced, || {
             lab.power_off(name)?;
             lab.kubectl(&["delete", "node", name])?;
+            lab.withdraw_routes(self.moving)?;
             thread::sleep(Duration::from_secs(3));
             Ok(())
         })?;
@@ -124,6 +125,7 @@ impl Joins<'_> {
             if joins {
                 lab.power_on(&moving.name)?;
                 lab.introduce(moving)?;
+                lab.announce_routes(moving)?;
                 tainted_first = tainted(lab, moving)?;
             } else {
                 lab.reboot(&moving.name, false)?;
