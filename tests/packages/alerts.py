@@ -18,23 +18,30 @@ ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "manifests/prometheus/rules.yaml"
 DASHBOARD = ROOT / "manifests/prometheus/dashboard.json"
 DOCS = ROOT / "docs/operations/alerts.md"
+METRICS = ROOT / "docs/operations/metrics.md"
 CASES = ROOT / "tests/packages/alerts.yaml"
 SUFFIXES = {"Gauge": [""], "Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"], "Info": ["_info"]}
+
+
+def source_of(program, name):
+    """A source without its tests, wherever it is."""
+    (file,) = (ROOT / program / "src").rglob(name)
+    return file.read_text().split("\nmod tests {")[0]
 
 
 def registered():
     """The names under which the sources register metrics."""
     names = set()
     for program in ("agent", "manager"):
-        source = (ROOT / program / "src/metrics.rs").read_text().split("\nmod tests {")[0]
+        source = source_of(program, "metrics.rs")
         types = dict(re.findall(r"^    (?:pub )?(\w+): .*?\b(Gauge|Counter|Histogram)\b", source, re.M))
         types["duration"] = "Histogram"
         calls = r'(?:register|register_with_unit|gauge)\(\s*"(\w+)",\s*"[^"]*",\s*(?:Unit::(\w+),\s*)?&?(?:(?:self|metrics)\.)?(\w+)'
         found = [(name, unit, types.get(field, field)) for name, unit, field in re.findall(calls, source)]
         found += [(name, "", "Counter") for name in re.findall(r'encode_descriptor\("(\w+)"', source)]
         if program == "agent":
-            ages = (ROOT / "agent/src/ages.rs").read_text().split("\nmod tests {")[0]
-            found += [(name, "Seconds", "Gauge") for name in re.findall(r'\(\s*"(\w+)",\s*"[A-Z]', ages)]
+            ages = re.findall(r'\(\s*"(\w+)",\s*"[A-Z]', source_of(program, "ages.rs"))
+            found += [(name, "Seconds", "Gauge") for name in ages]
         for name, unit, kind in found:
             unit = f"_{unit.lower()}" if unit else ""
             names |= {f"secureoverlay_{program}_{name}{unit}{suffix}" for suffix in SUFFIXES[kind]}
@@ -45,9 +52,14 @@ def check_names(complain):
     names = registered()
     if len(names) < 50:
         complain(f"only {len(names)} metrics found in the sources: how they are registered has changed")
-    for file in (RULES, DASHBOARD, CASES, DOCS, ROOT / "docs/operations.md"):
+    for file in (RULES, DASHBOARD, CASES, DOCS, METRICS):
         for name in sorted(set(re.findall(r"secureoverlay_(?:agent|manager)_\w+", file.read_text())) - names):
             complain(f"{file.relative_to(ROOT)}: no program registers {name}")
+    documented = dict(re.findall(r"^## The (agent|manager)'s: (.*?)(?=^## )", METRICS.read_text(), re.M | re.S))
+    for name in sorted(names):
+        _, program, short = name.split("_", 2)
+        if f"`{re.sub('_(bucket|sum|count)$', '', short)}`" not in documented[program]:
+            complain(f"docs/operations/metrics.md lacks {name}")
 
 
 def check_texts(rules, cases, complain):

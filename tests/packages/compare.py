@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -152,26 +153,38 @@ def check_chart(helm, directory):
 def check_values(helm):
     table = yaml.safe_load(VALUES.read_text())
     known = set(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))
-    for path in sorted(known - table["effects"].keys()):
-        problems.append(f"tests/packages/values.yaml does not say what {path} does")
+    for path in sorted(known ^ table["effects"].keys()):
+        problems.append(f"{path} is either no value of the chart, or tests/packages/values.yaml does not say what it does")
     plain = helm.objects("defaults")
-    for path, case in table["effects"].items():
-        values = nested(path, case["value"])
-        for more in case.get("with", []):
-            values = merge(values, nested(*more))
-        made = helm.objects(path, values=values)
-        kind, name = case["object"].split("/")
-        found = [document for document in made if (document["kind"], document["metadata"]["name"]) == (kind, name)]
-        got = at(found[0], case["at"]) if found else None
-        problems.extend(f"{path}: {case['at']}{difference}" for difference in differences(got, case["want"]))
-        before = [document for document in plain if identity(document) in map(identity, found)]
-        if before and at(before[0], case["at"]) == case["want"]:
-            problems.append(f"{path}: the defaults have that too, so it shows nothing")
-    for path, value, word in table["refused"]:
-        refused(f"{path} = {value!r}", helm.template(values=nested(path, value)), word)
-    for path, version in table["too_old"]:
-        ran = helm.template("--kube-version", version, values=nested(path, True))
-        refused(f"{path} on {version}", ran, "or later")
+    with ThreadPoolExecutor() as pool:
+        effects = [pool.submit(effect, helm, plain, *item) for item in table["effects"].items()]
+        effects += [pool.submit(wrong, helm, *row) for row in table["refused"]]
+        for path, version in table["too_old"]:
+            ran = helm.template("--kube-version", version, values=nested(path, True))
+            refused(f"{path} on {version}", ran, "or later")
+        for done in effects:
+            done.result()
+
+
+def wrong(helm, path, value, word):
+    refused(f"{path} = {value!r}", helm.template(values=nested(path, value)), word)
+
+
+def effect(helm, plain, path, case):
+    """A value changes what it should."""
+    values = nested(path, case["value"])
+    for more in case.get("with", []):
+        values = merge(values, nested(*more))
+    kind, name = case["object"].split("/")
+
+    def seen(objects):
+        found = [it for it in objects if (it["kind"], it["metadata"]["name"]) == (kind, name)]
+        return at(found[0], case["at"]) if found else None
+
+    got = seen(helm.objects(path, values=values))
+    problems.extend(f"{path}: {case['at']}{difference}" for difference in differences(got, case["want"]))
+    if seen(plain) == case["want"]:
+        problems.append(f"{path}: the defaults have that too, so it shows nothing")
 
 
 def merge(one, other):

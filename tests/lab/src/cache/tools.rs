@@ -61,11 +61,10 @@ fn build_helm(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Without installing the package, which would start a Prometheus.
 fn unpack_promtool(dir: &Path) -> Result<()> {
     let step = stage("fetching promtool", "10 s");
     let (packages, root) = (dir.join("packages"), dir.join("root"));
-    Suite::open(PROMTOOL_SUITE)?.unpack(&["prometheus"], &packages, &root)?;
+    Suite::open(PROMTOOL_SUITE)?.unpack(&["promtool"], &packages, &root)?;
     fs::rename(root.join("usr/bin/promtool"), dir.join("promtool")).context("taking promtool")?;
     for leftover in [packages, root] {
         fs::remove_dir_all(&leftover).with_context(|| format!("removing {}", leftover.display()))?;
