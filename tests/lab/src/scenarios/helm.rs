@@ -69,7 +69,8 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     );
     let (kernels, ring) = (xfrm::dump(lab)?, Ring::read(lab)?);
     totals.event(report, &probe, "helm install --take-ownership over the plain manifest", true, || {
-        helm.run(&["install", RELEASE, CHART, "--take-ownership"])?;
+        // kubectl owns `fieldRef` with its default, which the chart leaves out: to Helm that is a conflict.
+        helm.run(&["install", RELEASE, CHART, "--take-ownership", "--force-conflicts"])?;
         overlay.wait_rolled_out()
     })?;
     enforcing::check_unchanged(lab, report, "taken over", &kernels)?;
