@@ -8,8 +8,8 @@ use secureoverlay_keyring::acknowledgement::Acknowledgement;
 pub use secureoverlay_keyring::{
     condition::{Condition, ConditionStatus, MAX_MESSAGE, stamp},
     node_encryption::{
-        Durability, Finding, KernelCounts, MAX_ACCEPTS, MAX_FINDINGS, NodeEncryptionStatus, NodeInfo, NodeState,
-        PairCounts, TunnelMtu,
+        Durability, Finding, KernelCounts, MAX_ACCEPTS, MAX_FINDINGS, NodeEncryptionStatus, NodeInfo,
+        NodeState, PairCounts, TunnelMtu,
     },
 };
 use serde::{Deserialize, Serialize};

@@ -30,6 +30,7 @@ mod mtu;
 mod mtu_policy;
 mod not_a_removal;
 mod objects;
+mod operate;
 pub mod overlay;
 mod partition;
 mod plain;
@@ -69,6 +70,7 @@ pub static ALL: &[Scenario] = &[
     rotate::SCENARIO,
     rotate_faults::SCENARIO,
     straggler::SCENARIO,
+    operate::SCENARIO,
     flush::SCENARIO,
     limits::SCENARIO,
     rotate_timed::SCENARIO,
