@@ -116,7 +116,9 @@ async fn fill(
             let suffix = if previous { "-previous" } else { "" };
             match api.log(&pod.name, previous).await {
                 Ok(log) => tar.add(&format!("logs/{}{suffix}.log", pod.name), &log)?,
-                Err(error) => tar.errors.push(format!("{}{suffix}: {error:#}", pod.name)),
+                // Kubelets keep few logs of containers that ended.
+                Err(_) if previous => {}
+                Err(error) => tar.errors.push(format!("{}: {error:#}", pod.name)),
             }
         }
     }

@@ -321,7 +321,8 @@ async fn changes_are_those_that_were_asked_for() {
     let annotation = "secureoverlay.io/exclusion-reason";
     assert_eq!(cluster.run("exclude node3 --reason disk").0, 0);
     cluster.edit(|world| {
-        world.objects.get_mut("/api/v1/nodes/node3").unwrap()["metadata"]["labels"][label] = json!("disabled")
+        world.objects.get_mut("/api/v1/nodes/node3").unwrap()["metadata"]["labels"][label] =
+            json!("disabled");
     });
     assert_eq!(cluster.run("include node3").0, 0);
     assert_eq!(cluster.run("enforcement set permissive").0, 0);
