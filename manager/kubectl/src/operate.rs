@@ -2,28 +2,26 @@
 
 use anyhow::bail;
 use secureoverlay_kubectl_core::{
-    Exit, screen,
-    snapshot::{Cleaned, EXCLUDE_LABEL, EXCLUDED, Node, REASON, Read},
+    Exit,
+    snapshot::{Cleaned, EXCLUDE_LABEL, EXCLUDED, Encryption, Node, REASON, Read},
 };
 use serde_json::json;
 
 use crate::{
     api::{Api, Kind},
     cli::{Mode, Output},
-    fetch,
     output::{document, print},
 };
 
 /// How far encryption goes; a finding while that is not what is wanted.
 pub async fn enforcement(api: &Api, output: Output) -> anyhow::Result<Exit> {
-    let snapshot = fetch::snapshot(api).await;
-    let encryption = match &snapshot.encryption {
-        Ok(Some(encryption)) => encryption,
+    let encryption = match api.get(Kind::ClusterEncryption, "default").await {
+        Ok(Some(object)) => Encryption::read(Cleaned::new(object)),
         Ok(None) => bail!("{NONE}"),
         Err(error) => bail!("{error}"),
     };
     let status = encryption.status.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
-    let (goal, is) = (screen::goal(&snapshot).unwrap_or_default(), status.enforcement.as_str());
+    let (goal, is) = (encryption.goal().unwrap_or_default(), status.enforcement.as_str());
     let enforced = status.conditions.iter().find(|condition| condition.r#type == "Enforced");
     let why = enforced.map_or("", |condition| condition.message.as_str());
     let exit = match (goal.as_str(), is) {

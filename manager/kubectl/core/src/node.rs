@@ -129,8 +129,7 @@ fn agent(pod: Option<&Pod>, now: Timestamp, issues: &mut Issues<'_>) {
         return;
     }
     let since = pod.since.map_or_else(String::new, |since| format!(" for {}", text::span(since, now)));
-    let message =
-        format!("its agent is not Ready{since} ({}): what its kernel does now is not known", pod.state());
+    let message = format!("its agent is {}{since}: what its kernel does now is not known", pod.not_ready());
     let verb = if pod.waiting.is_empty() { "logs --tail=50" } else { "describe pod" };
     issues.add(
         Effect::Unknown,

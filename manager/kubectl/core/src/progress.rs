@@ -1,7 +1,5 @@
 //! How a rotation goes.
 
-use std::fmt::Write as _;
-
 use jiff::Timestamp;
 use secureoverlay_keyring::{
     condition::ConditionStatus,
@@ -20,10 +18,19 @@ const BAR: usize = 20;
 pub struct Progress {
     /// In a line. It holds no time that passes by itself, so that a line is printed once.
     pub line: String,
-    /// How many nodes have done the step, of how many, and for how long the others are waited for.
-    pub waiting: Option<(u32, u32, String)>,
     /// How it ended.
     pub end: Option<Exit>,
+    /// What nodes are waited for.
+    waiting: Option<Waiting>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Waiting {
+    done: u32,
+    total: u32,
+    /// For how long.
+    waited: String,
+    names: String,
 }
 
 impl Progress {
@@ -42,28 +49,37 @@ impl Progress {
         let mut line = text::short(failed.map_or(&complete.message, |failed| &failed.message));
         let waiting =
             status.waiting_for.as_ref().filter(|waiting| end.is_none() && !waiting.nodes.is_empty());
-        if let Some(waiting) = waiting {
-            let (done, total) = (text::number(waiting.done), text::number(waiting.total));
-            let more = waiting.total.saturating_sub(waiting.done) as usize > waiting.nodes.len().min(NAMES);
+        let waiting = waiting.map(|waiting| {
             let names: Vec<&str> = waiting.nodes.iter().take(NAMES).map(String::as_str).collect();
-            let _ = write!(
-                line,
-                ": {done}/{total}, waiting for {}{}",
-                names.join(", "),
-                if more { " …" } else { "" }
-            );
+            let more = waiting.total.saturating_sub(waiting.done) as usize > names.len();
+            let names = format!("{}{}", names.join(", "), if more { " …" } else { "" });
+            Waiting {
+                done: waiting.done,
+                total: waiting.total,
+                waited: text::span(waiting.since, now),
+                names,
+            }
+        });
+        if let Some(Waiting { done, total, names, .. }) = &waiting {
+            line.push_str(&format!(
+                ": {}/{}, waiting for {names}",
+                text::number(*done),
+                text::number(*total)
+            ));
         }
-        let waiting = waiting.map(|waiting| (waiting.done, waiting.total, text::span(waiting.since, now)));
-        Self { line, waiting, end }
+        Self { line, end, waiting }
     }
 
     /// With a bar, and how long nodes are waited for: to be drawn again and again in one line of a terminal.
     #[must_use]
     pub fn bar(&self, width: usize) -> String {
-        let Some((done, total, waited)) = &self.waiting else { return cut(&self.line, width) };
+        let Some(Waiting { done, total, waited, names }) = &self.waiting else {
+            return cut(&self.line, width);
+        };
         let filled = BAR * (*done).min(*total) as usize / (*total).max(1) as usize;
         let (full, empty) = ("█".repeat(filled), "░".repeat(BAR - filled));
-        cut(&format!("{full}{empty} {waited}  {}", self.line), width)
+        let (done, total) = (text::number(*done), text::number(*total));
+        cut(&format!("{full}{empty} {done}/{total}, waiting {waited} for {names}"), width)
     }
 }
 
@@ -99,13 +115,13 @@ mod tests {
             (
                 json!({"conditions": [staged], "waitingFor": waiting(&["a", "b", "c", "d"], 4981, 5000)}),
                 "generation 7 is on its way to every node: 4,981/5,000, waiting for a, b, c …",
-                "███████████████████░ 12s  generation 7 is on its way to every node: 4,981/5,000, waiting for a, b, c …",
+                "███████████████████░ 4,981/5,000, waiting 12s for a, b, c …",
                 None,
             ),
             (
                 json!({"conditions": [staged], "waitingFor": waiting(&["a"], 0, 1)}),
                 "generation 7 is on its way to every node: 0/1, waiting for a",
-                "░░░░░░░░░░░░░░░░░░░░ 12s  generation 7 is on its way to every node: 0/1, waiting for a",
+                "░░░░░░░░░░░░░░░░░░░░ 0/1, waiting 12s for a",
                 None,
             ),
             (
@@ -127,6 +143,6 @@ mod tests {
         }
         let status = json!({"conditions": [staged], "waitingFor": waiting(&["a"], 9, 5)});
         let progress = Progress::of(&from_value(status).unwrap(), now);
-        assert_eq!(progress.bar(24), "████████████████████ 12…", "done above total, and a narrow terminal");
+        assert_eq!(progress.bar(24), "████████████████████ 9/…", "done above total, and a narrow terminal");
     }
 }

@@ -105,7 +105,7 @@ fn why(node_ready: bool, pod: Option<&Pod>) -> Option<String> {
         _ if !node_ready => Some("the Node is not Ready".to_owned()),
         None => Some("no agent runs".to_owned()),
         Some(pod) if pod.ending => Some("its agent is being replaced".to_owned()),
-        Some(pod) if !pod.ready => Some(format!("its agent is not Ready ({})", pod.state())),
+        Some(pod) if !pod.ready => Some(format!("its agent is {}", pod.not_ready())),
         Some(_) => None,
     }
 }

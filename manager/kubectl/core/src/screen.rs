@@ -62,11 +62,8 @@ pub fn document<'s>(snapshot: &'s Snapshot, assessment: &'s Assessment) -> Docum
     }
 }
 
-/// `spec.enforcement`.
-#[must_use]
-pub fn goal(snapshot: &Snapshot) -> Option<String> {
-    let encryption = snapshot.encryption.as_ref().ok()?.as_ref()?;
-    Some(format!("{:?}", encryption.spec.as_ref().ok()?.enforcement))
+fn goal(snapshot: &Snapshot) -> Option<String> {
+    snapshot.encryption.as_ref().ok()?.as_ref()?.goal()
 }
 
 /// The screen.

@@ -126,6 +126,14 @@ impl Read for Encryption {
     }
 }
 
+impl Encryption {
+    /// How far encryption is to go; `None` where that can't be read.
+    #[must_use]
+    pub fn goal(&self) -> Option<String> {
+        self.spec.as_ref().ok().map(|spec| format!("{:?}", spec.enforcement))
+    }
+}
+
 /// What is read of a KeyRotation.
 #[derive(Clone, Debug)]
 pub struct Rotation {
@@ -266,6 +274,15 @@ impl Read for Pod {
 }
 
 impl Pod {
+    /// That it is not Ready, and why.
+    #[must_use]
+    pub fn not_ready(&self) -> String {
+        match self.state() {
+            state if state == "not Ready" => state,
+            why => format!("not Ready ({why})"),
+        }
+    }
+
     /// What is seen of it, in a word or two.
     #[must_use]
     pub fn state(&self) -> String {

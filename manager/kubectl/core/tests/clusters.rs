@@ -224,7 +224,7 @@ fn removal_names_the_nodes_that_it_would_strand() {
         (
             json!([["/agents/1/status/conditions/0/status", "False"]]),
             Exit::Finding,
-            vec!["would strand 1 of 3 nodes", "node2   its agent is not Ready (not Ready)   it enforces"],
+            vec!["would strand 1 of 3 nodes", "node2   its agent is not Ready   it enforces"],
         ),
         (
             json!([["/nodes/2/status/conditions/0/status", "Unknown"]]),

@@ -141,6 +141,10 @@ fn states(plugin: &mut Plugin<'_>, report: &mut Report) -> Result<()> {
     plugin.expect("history", 0, &["rotate-", "Request", "Complete"])?;
     bundle(plugin, report)?;
 
+    let inside = ["-n", NAMESPACE, "exec", DEPLOYMENT, "--", "/kubectl-secureoverlay", "status"];
+    let same = lab.kubectl(&inside).is_ok_and(|said| said.starts_with(&good));
+    report.check(same, "the one in the manager's image says the same, with the manager's rights");
+
     plugin.state("wrong command lines");
     for line in ["", "stat", "rotate --timeout 5s", "enforcement set on", "exclude node1", "uninstall"] {
         plugin.expect(line, USAGE, &["Usage"])?;
