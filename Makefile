@@ -67,12 +67,15 @@ check: ## Format and lints.
 		| while read -r crate; do grep -qE "[| ]$$crate[, ]" docs/dependencies.md \
 			|| { echo "docs/dependencies.md does not say what $$crate is for"; exit 1; }; done
 	# What decides does no I/O, and draws no random numbers by itself.
-	@for crate in keyring rotation agent-core manager-core; do \
+	@for crate in keyring rotation agent-core manager-core kubectl-core; do \
 		! cargo tree --quiet --package secureoverlay-$$crate --edges normal --prefix none \
 			| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "secureoverlay-$$crate can do I/O"; exit 1; }; done
 	# The driver blocks on the thread that calls it: fuzz targets and the bench are built without a runtime.
 	@! cargo tree --quiet --package secureoverlay-agent-kernel --edges normal --prefix none | grep -E '^(tokio|kube|hyper) ' \
 		|| { echo "the driver depends on a runtime or a client for the API"; exit 1; }
+	# The plugin reads no Secret: it names no crate that has the type, and no path of that name.
+	@! $(CARGO) tree --quiet --package secureoverlay-kubectl --edges normal --prefix none --depth 1 \
+		| grep -E '^(secureoverlay-k8s|secureoverlay-daemon|k8s-openapi) ' || { echo "the plugin can read Secrets"; exit 1; }
 	# Pronouns that name no component, and words of the protocol before (CHANGELOG says what they became).
 	@! git grep --line-number --ignore-case --word-regexp --extended-regexp \
 		'somebody|nobody|anybody|everybody|whoever|whom|incarnations?|burnt|relent(ed)?|roster|descent|census|press-on|oversized' \

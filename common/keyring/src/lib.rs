@@ -9,7 +9,7 @@
 //! | [`keyring`], [`settings`] | the document in the Secret: generations, exclusions, effective settings |
 //! | [`peer`] | `EncryptionPeer.spec`: what a node announces to its peers |
 //! | [`cluster_encryption`], [`key_rotation`], [`condition`] | the operator's objects |
-//! | [`acknowledgement`] | what a node reports to the manager |
+//! | [`acknowledgement`], [`node_encryption`] | what a node reports to the manager, and to operators |
 //! | [`node_key`] | the node's X25519 key pair and the secrets that it shares with peers |
 //! | [`derivation`] | SPI and key of every SA |
 //! | [`probe`] | the packets that prove an SA |
@@ -28,6 +28,7 @@ pub mod duration;
 pub mod key_rotation;
 pub mod keyring;
 pub mod mtu;
+pub mod node_encryption;
 pub mod node_key;
 pub mod peer;
 pub mod phase;

@@ -153,7 +153,9 @@ async fn operators_write_their_objects_and_read_no_key() {
     let write: &[&str] = &["get", "list", "watch", "create", "update", "patch", "delete"];
     let ours = [(write, "the settings"), (write, "rotations")];
     let read = ["all EncryptionPeers", "a NodeEncryption", "all NodeEncryptions"].map(|what| (READ, what));
-    let expected = lines(&[&ours[..], &read[..]].concat());
+    let list: &[&str] = &["get", "list"];
+    let nodes = [(list, "a Node"), (list, "all Nodes")];
+    let expected = lines(&[&ours[..], &read[..], &nodes[..]].concat());
     let operator = cluster.as_user("olga");
     until("the operator to have the role", async || (table(&operator).await == expected).then_some(())).await;
     // `view` is aggregated by a controller, which a bare API server does not have: its rule is in the manifest's test.

@@ -25,6 +25,9 @@ pub const AGENT: &str = "docker.io/secureoverlay/ucp-secureoverlay-agent";
 /// The prober's repository.
 pub const PROBER: &str = "docker.io/secureoverlay/prober";
 
+/// The plugin of kubectl, beside the manager in its image.
+pub const PLUGIN: &str = "kubectl-secureoverlay";
+
 /// Short intervals, so that the lab shows in seconds what takes hours in a data centre; the manifests that
 /// ship need not be changed for it.
 const MANAGER_ENV: &[(&str, &str)] = &[
@@ -67,7 +70,9 @@ pub fn images(root: &Path) -> Result<Vec<Image>> {
     let programs = programs()?;
     let manager = Image {
         reference: format!("{MANAGER}:{VERSION}"),
-        content: vec![("ucp-secureoverlay-mgr".into(), Entry::File(programs.join("ucp-secureoverlay-mgr")))],
+        content: ["ucp-secureoverlay-mgr", PLUGIN]
+            .map(|program| (program.to_owned(), Entry::File(programs.join(program))))
+            .to_vec(),
         entrypoint: vec!["/ucp-secureoverlay-mgr".into()],
         env: environment(MANAGER_ENV),
         user: "65532:65532".into(),
@@ -123,7 +128,8 @@ fn busybox(root: &Path) -> PathBuf {
 }
 
 /// What is in the images.
-const PACKAGES: [&str; 3] = ["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-prober"];
+const PACKAGES: [&str; 4] =
+    ["secureoverlay-manager", "secureoverlay-agent", "secureoverlay-kubectl", "secureoverlay-prober"];
 
 /// Builds our programs without any library that an image from scratch lacks.
 fn build() -> Result<PathBuf> {

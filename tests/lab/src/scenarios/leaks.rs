@@ -129,7 +129,7 @@ fn private_keys_stay(lab: &Lab, report: &mut Report) -> Result<()> {
 }
 
 /// Adds the keys that are in the ring, in the kernels and in the nodes' directories now.
-fn gather(lab: &Lab, needles: &mut Needles) -> Result<()> {
+pub fn gather(lab: &Lab, needles: &mut Needles) -> Result<()> {
     if let Some(ring) = Ring::read(lab)? {
         ring.secrets().iter().for_each(|secret| needles.add(secret));
     }

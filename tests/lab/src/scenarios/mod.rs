@@ -32,6 +32,7 @@ mod mtu;
 mod mtu_policy;
 mod not_a_removal;
 mod objects;
+mod operate;
 pub mod overlay;
 mod partition;
 mod plain;
@@ -91,6 +92,7 @@ pub static ALL: &[Scenario] = &[
     coverage::SCENARIO,
     intruder::SCENARIO,
     objects::SCENARIO,
+    operate::SCENARIO,
     mke_manifest::SCENARIO,
     mtu::SCENARIO,
     bench_netlink::SCENARIO,
