@@ -17,7 +17,7 @@ pub enum Answer {
     Verdict(Verdict),
 }
 
-/// Whom to ask.
+/// What is asked.
 #[derive(Clone)]
 pub struct Api {
     pub client: Client,

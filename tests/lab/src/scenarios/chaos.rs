@@ -1,5 +1,5 @@
-//! Faults one after the other, drawn from a seed, while every node enforces: nothing readable leaves, nobody else loses
-//! anything, and what was broken comes back.
+//! Faults one after the other, drawn from a seed, while every node enforces: nothing readable leaves, the others lose
+//! nothing, and what was broken comes back.
 
 use std::collections::BTreeMap;
 use std::thread;

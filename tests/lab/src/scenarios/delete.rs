@@ -84,7 +84,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     Ok(())
 }
 
-/// The objects of the manifest one after the other, in orders that nobody chose; the first of them begins with the rights.
+/// The objects of the manifest one after the other, in random orders; the first of them begins with the rights.
 fn in_random_orders(
     lab: &Lab,
     report: &mut Report,
