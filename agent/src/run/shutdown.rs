@@ -17,7 +17,7 @@ pub enum Answer {
     Verdict(Verdict),
 }
 
-/// Whom to ask.
+/// The API, and this node's name in it.
 #[derive(Clone)]
 pub struct Api {
     pub client: Client,
