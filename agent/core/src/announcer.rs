@@ -2,16 +2,20 @@
 //!
 //! Drawing and announcing too early or too late take no traffic away: a pair moves when its new SA has answered.
 
+mod content;
+mod drawing;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use rand_core::TryCryptoRng;
 use secureoverlay_keyring::{
-    address::NodeAddress,
-    derivation::{Derivation, EndpointKey},
+    derivation::EndpointKey,
     keyring::KeyRing,
-    peer::{EncryptionPeerSpec, Instance, MAX_POD_NETWORKS, MAX_SENDERS, Sender},
+    peer::{EncryptionPeerSpec, MAX_SENDERS, Sender},
     uid::Uid,
 };
+
+pub use self::drawing::{DrawCause, collides, draw};
 
 use crate::{
     Time,
@@ -23,8 +27,6 @@ use crate::{
     xfrm::SaId,
 };
 
-/// Tries to find an instance without an SPI of another sender.
-const SPI_DRAWS: usize = 100;
 /// What peers must know soon is written within this time.
 const URGENT: Duration = Duration::from_secs(2);
 /// In smaller clusters within less.
@@ -88,43 +90,6 @@ pub enum Request {
     GetRing,
     /// A write.
     Write(Announcement),
-}
-
-/// Why an identity is drawn anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DrawCause {
-    /// The virtual machine was copied or put back.
-    NewVmGeneration,
-    /// An entry that this boot never wrote is in the object that it wrote.
-    StrangeEntry,
-    /// An older object of another node lists this instance or key.
-    Duplicate,
-    /// An outbound key is needed that was used, and its SA is missing.
-    LostOutbound,
-    /// Its SPI is that of another sender.
-    SpiCollision,
-    /// A peer does not hear an SA that it is sent to with.
-    DeadSa,
-}
-
-impl DrawCause {
-    /// In one word.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::NewVmGeneration => "NewVMGeneration",
-            Self::StrangeEntry => "StrangeEntry",
-            Self::Duplicate => "DuplicateIdentity",
-            Self::LostOutbound => "OutboundSALost",
-            Self::SpiCollision => "SPICollision",
-            Self::DeadSa => "DeadSA",
-        }
-    }
-
-    /// Whether the key pair is drawn anew, too.
-    const fn both(self) -> bool {
-        matches!(self, Self::NewVmGeneration | Self::StrangeEntry | Self::Duplicate)
-    }
 }
 
 /// The state behind it.
@@ -463,108 +428,8 @@ impl Announcer {
         };
         Ok(most.mul_f64(f64::from(rng.try_next_u32()?) / f64::from(u32::MAX)))
     }
-
-    /// What the object should hold; `None` while this node has no address.
-    fn wanted(&mut self, facts: &Facts<'_>, node_uid: Uid, now: Time) -> Option<EncryptionPeerSpec> {
-        let Facts { identity, network, table, .. } = facts;
-        if network.tunnel_addresses.is_empty() {
-            return None;
-        }
-        let own = table.own().and_then(|own| own.content.as_ref().ok());
-        let there: &[Sender] = match own {
-            Some(Content::Announced(spec)) => &spec.senders,
-            _ => &[],
-        };
-        let mut senders: Vec<Sender> = Vec::new();
-        let newest = network.receiving().map(|address| identity.sender(address));
-        for sender in newest.take(MAX_SENDERS) {
-            senders.push(sender);
-        }
-        let all_there = senders.iter().all(|sender| there.contains(sender));
-        let mut stale = false;
-        for former in there.iter().filter(|former| !senders.contains(former)).copied().collect::<Vec<_>>() {
-            // SAs from an address that is lost stay with their generation, and nothing is sent with them.
-            let needed = former.instance != identity.instance && is_in_use(&former, facts);
-            // What nothing needs is taken out with the next write, or by one after a while.
-            let leave = !needed && (!all_there || self.stale.is_some_and(|since| since + GRACE <= now));
-            stale |= !needed && !leave;
-            if !leave && senders.len() < MAX_SENDERS && one_key(&senders, &former) {
-                senders.push(former);
-            }
-        }
-        self.stale = stale.then(|| self.stale.unwrap_or(now));
-        let pod_networks = network.pod_networks.iter().take(MAX_POD_NETWORKS).copied().collect();
-        Some(EncryptionPeerSpec { node_uid, senders, pod_networks })
-    }
-}
-
-/// An instance has one key.
-fn one_key(senders: &[Sender], other: &Sender) -> bool {
-    senders.iter().all(|sender| sender.instance != other.instance || sender.public_key == other.public_key)
 }
 
 fn lists(entry: &Entry, identity: &Identity) -> bool {
     entry.instance == identity.instance || entry.key == EndpointKey::Public(*identity.key_pair.public())
-}
-
-/// Whether the kernel holds an SA that this entry sends with. SPIs need no private key, so this finds entries of an
-/// identity that was lost.
-fn is_in_use(sender: &Sender, facts: &Facts<'_>) -> bool {
-    let (Some(ring), Some(sas)) = (facts.ring, facts.sas) else { return true };
-    let entry = Entry::from(sender);
-    let derivations: Vec<Derivation<'_>> = ring.generations.iter().map(Derivation::new).collect();
-    facts.peers.entries().keys().any(|peer| {
-        let path = entry.path_to(peer.endpoint());
-        derivations
-            .iter()
-            .any(|derivation| sas.contains(&SaId { dst: peer.address.ip(), spi: derivation.spi(&path) }))
-    })
-}
-
-/// Whether an entry of this node has an SPI, under any generation, that one of the others has.
-#[must_use]
-pub fn collides<'e>(
-    ring: &KeyRing,
-    instance: Instance,
-    addresses: &[NodeAddress],
-    others: impl Iterator<Item = &'e Entry>,
-) -> bool {
-    let derivations: Vec<Derivation<'_>> = ring.generations.iter().map(Derivation::new).collect();
-    let offsets = |instance: Instance, address: NodeAddress| {
-        derivations
-            .iter()
-            .map(move |derivation| (address.ip().is_ipv4(), derivation.sender_offset(&instance, address)))
-            .collect::<Vec<_>>()
-    };
-    let own: BTreeSet<(bool, u32)> =
-        addresses.iter().flat_map(|address| offsets(instance, *address)).collect();
-    if own.len() < addresses.len() * derivations.len() {
-        return true;
-    }
-    others
-        .filter(|other| other.instance != instance)
-        .any(|other| offsets(other.instance, other.address).iter().any(|offset| own.contains(offset)))
-}
-
-/// Draws another identity whose SPIs are those of no other sender.
-///
-/// # Errors
-/// The random number generator's.
-pub fn draw<R: TryCryptoRng>(
-    identity: &Identity,
-    cause: DrawCause,
-    facts: &Facts<'_>,
-    rng: &mut R,
-) -> Result<Identity, R::Error> {
-    let mut drawn = if cause.both() { Identity::generate(rng)? } else { identity.with_new_instance(rng)? };
-    let others = facts.peers.entries();
-    for _ in 0..SPI_DRAWS {
-        let clash =
-            |ring: &KeyRing| collides(ring, drawn.instance, &facts.network.tunnel_addresses, others.keys());
-        if !facts.ring.is_some_and(clash) {
-            break;
-        }
-        drawn = drawn.with_new_instance(rng)?;
-    }
-    Ok(drawn)
 }

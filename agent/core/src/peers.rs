@@ -4,6 +4,8 @@
 //! pruned CRD or a restored backup change nothing in a kernel. An address that no entry lists any more keeps its
 //! policies for a while.
 
+mod known;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -17,6 +19,7 @@ use secureoverlay_keyring::{
     uid::Uid,
 };
 
+use self::known::{CHANGE_EVERY, Known};
 use crate::{
     Time,
     coverage::{PeerNetworks, PodNetworks},
@@ -27,10 +30,6 @@ use crate::{
 pub const GRACE: Duration = Duration::from_secs(600);
 /// Objects of peers that are taken; the youngest are left out.
 pub const MAX_PEERS: usize = 10_000;
-/// Changes of one peer's entries that are taken at once; each adds SAs that stay for a generation.
-const CHANGES: u32 = 10;
-/// After those, one is taken in this time.
-const CHANGE_EVERY: Duration = Duration::from_secs(60);
 /// All agents together ask for the Nodes of peers that vanished so often in a second.
 const QUERIES: u32 = 100;
 
@@ -167,22 +166,6 @@ pub struct PeerTable {
     left_out: BTreeSet<String>,
     next_query: Time,
     querying: Option<String>,
-}
-
-#[derive(Debug)]
-struct Known {
-    object: Uid,
-    created: i64,
-    entries: Vec<Entry>,
-    node_uid: Option<Uid>,
-    problem: Option<String>,
-    withdrawn: BTreeMap<NodeAddress, Time>,
-    vanished: Option<Time>,
-    /// When it may be looked up, or leaves.
-    due: Time,
-    /// Changes that may still be taken at once, and since when they are counted.
-    allowance: (u32, Time),
-    waiting: Option<Vec<Entry>>,
 }
 
 impl PeerTable {
@@ -397,57 +380,9 @@ impl PeerTable {
     }
 }
 
-impl Known {
-    const fn new(object: Uid, created: i64, now: Time) -> Self {
-        Self {
-            object,
-            created,
-            entries: Vec::new(),
-            node_uid: None,
-            problem: None,
-            withdrawn: BTreeMap::new(),
-            vanished: None,
-            due: Time::ZERO,
-            allowance: (CHANGES, now),
-            waiting: None,
-        }
-    }
-
-    /// Takes other entries, at once or later. Returns whether something changed at once.
-    fn offer(&mut self, entries: Vec<Entry>, now: Time) -> bool {
-        if entries == self.entries {
-            self.waiting = None;
-            return false;
-        }
-        self.waiting = Some(entries);
-        self.settle(now)
-    }
-
-    fn settle(&mut self, now: Time) -> bool {
-        let passed = now.saturating_sub(self.allowance.1).as_secs() / CHANGE_EVERY.as_secs();
-        if passed > 0 {
-            let more = u32::try_from(passed).unwrap_or(u32::MAX);
-            self.allowance = (self.allowance.0.saturating_add(more).min(CHANGES), now);
-        }
-        if self.allowance.0 == 0 {
-            return false;
-        }
-        let Some(entries) = self.waiting.take() else { return false };
-        self.allowance.0 -= 1;
-        for former in &self.entries {
-            self.withdrawn.insert(former.address, now);
-        }
-        for entry in &entries {
-            self.withdrawn.remove(&entry.address);
-        }
-        self.entries = entries;
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{known::CHANGES, *};
     use crate::testing::{address, peer_object, uid};
 
     fn names(table: &mut PeerTable, now: u64) -> Vec<String> {

@@ -17,7 +17,7 @@ pub enum Answer {
     Verdict(Verdict),
 }
 
-/// What is asked.
+/// The API, and this node's name in it.
 #[derive(Clone)]
 pub struct Api {
     pub client: Client,

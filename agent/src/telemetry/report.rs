@@ -1,31 +1,25 @@
 //! Says what changed: log, health and metrics. Each thing once, when it begins and when it ends.
 
-use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
+mod attempts;
+mod inputs;
+mod tunnel_mtu;
+
+use std::{collections::BTreeSet, fs, sync::Arc};
 
 use jiff::Timestamp;
 use secureoverlay_agent_core::{
     agent::{Agent, IdentityStore},
-    announcer::DrawCause,
-    plan::ReconcileTarget,
     ring_cache::RingProblem,
     teardown::TeardownPhase,
-    xfrm::{PolicyId, SaId},
+    xfrm::SaId,
 };
 use secureoverlay_daemon::health::{Guard, Health};
 use secureoverlay_k8s::node_encryption::Durability;
-use secureoverlay_keyring::{
-    acknowledgement::EnforcementBlocker,
-    keyring::{Enforcement, KeyRing},
-};
+use secureoverlay_keyring::{acknowledgement::EnforcementBlocker, keyring::KeyRing};
 
 use crate::{
     clock::now,
-    kernel::ReconcileAttempt,
-    network::{
-        mtu,
-        mtu_setting::MtuSetting,
-        surroundings::{Surroundings, overruling},
-    },
+    network::{mtu, mtu_setting::MtuSetting, surroundings::Surroundings},
     telemetry::{
         ages,
         heard::Heard,
@@ -127,186 +121,6 @@ impl Reporter {
         self
     }
 
-    /// Says what is new about the inputs.
-    pub fn inputs<S: IdentityStore>(&mut self, agent: &Agent<S>) {
-        let cache = agent.ring_cache();
-        // In a removal the Secret goes too: no news.
-        if !agent.is_uninstalling()
-            && (self.known.as_ref() != cache.ring() || self.ring_problem.as_ref() != cache.problem())
-        {
-            self.say_ring(agent);
-        }
-        let (unreadable, left_out) = agent.table().problems();
-        let mut problems: BTreeSet<String> =
-            unreadable.iter().map(|(name, problem)| format!("node {name}: {problem}")).collect();
-        if left_out > 0 {
-            problems.insert(format!("{left_out} nodes beyond the limit are left out"));
-        }
-        self.metrics.peer_problems(problems.len());
-        match (agent.table().is_listed(), problems.len()) {
-            (false, _) => {}
-            (true, 0) => self.peers.ready(),
-            (true, count) => self.peers.ready_but(format!("{count} objects can't be used, see the log")),
-        }
-        changes(
-            &mut self.peer_problems,
-            problems,
-            "object of a peer can't be used",
-            "object of a peer is good again",
-        );
-        let instance = agent.identity().instance().to_string();
-        if instance != self.instance {
-            if !self.instance.is_empty() {
-                let cause = agent.last_draw().map(DrawCause::reason);
-                tracing::warn!(instance, cause, "drew a new instance");
-                self.metrics.instance_drawn();
-            }
-            self.instance = instance;
-        }
-    }
-
-    fn say_ring<S: IdentityStore>(&mut self, agent: &Agent<S>) {
-        let (ring, problem) = (agent.ring_cache().ring(), agent.ring_cache().problem());
-        if let Some(ring) = ring.filter(|&ring| self.known.as_ref() != Some(ring)) {
-            let generations = ring
-                .generations
-                .iter()
-                .map(|generation| format!("{} {:?}", generation.id, generation.role).to_lowercase())
-                .collect::<Vec<_>>()
-                .join(", ");
-            tracing::info!(
-                revision = ring.revision,
-                enforcement = ring.enforcement.name(),
-                generations,
-                "new key ring"
-            );
-        }
-        let text = problem.map(ToString::to_string).unwrap_or_default();
-        match (problem, &self.ring_problem) {
-            (Some(now), before) if before.as_ref() != Some(now) => match ring {
-                // As it is until the manager has made the first one.
-                None if matches!(now, RingProblem::Absent(_)) => {
-                    tracing::info!(problem = text, "no key ring yet");
-                }
-                None => tracing::warn!(problem = text, "key ring rejected, and there is none from before"),
-                Some(kept) => {
-                    tracing::warn!(
-                        problem = text,
-                        kept = kept.revision,
-                        "key ring rejected; keeping the last valid revision"
-                    );
-                }
-            },
-            (None, Some(_)) => tracing::info!("the key ring is valid"),
-            _ => {}
-        }
-        match (problem, ring) {
-            (Some(_), _) => self.ring.not_ready(text.clone()),
-            (None, None) => self.ring.not_ready("no key ring yet"),
-            (None, Some(ring)) if ring.enforcement == Enforcement::Off => {
-                self.ring.ready_but("encryption is off");
-            }
-            (None, Some(_)) => self.ring.ready(),
-        }
-        self.metrics.ring(ring.map(Arc::as_ref), problem.is_none() && ring.is_some(), Timestamp::now());
-        self.known = ring.cloned();
-        self.ring_problem = problem.cloned();
-        self.ring_problem_text = text;
-        self.say_mtu();
-    }
-
-    /// Says that an attempt begins, where it is a step of a teardown.
-    pub fn attempt_begins(&mut self, target: &ReconcileTarget) {
-        if target.teardown != self.phase {
-            match target.teardown {
-                TeardownPhase::Inactive => tracing::info!("encryption is on"),
-                TeardownPhase::AllowPlaintext => {
-                    tracing::info!("switching off: unencrypted packets are accepted again");
-                }
-                TeardownPhase::StopSending => {
-                    tracing::info!("switching off: sending unencrypted, still decrypting");
-                }
-                TeardownPhase::Removed => {
-                    tracing::info!("switching off: removing all SAs and policies of ours");
-                }
-            }
-        }
-        self.phase = target.teardown;
-    }
-
-    /// Says how an attempt went. Returns policies of other programs that keep this node from enforcing.
-    pub fn attempt_ended(&mut self, attempt: &ReconcileAttempt) -> BTreeSet<EnforcementBlocker> {
-        self.metrics.attempt(attempt, Timestamp::now().as_second());
-        let mut findings: BTreeSet<String> = BTreeSet::new();
-        let mut blockers = BTreeSet::new();
-        let complete = match &attempt.run {
-            Err(error) => {
-                findings.insert(error.clone());
-                false
-            }
-            Ok(report) => {
-                findings.extend(report.findings.iter().map(ToString::to_string));
-                findings.extend(report.refused.iter().map(ToString::to_string));
-                findings.extend(report.failed.iter().map(ToString::to_string));
-                if report.changed > 0 {
-                    tracing::info!(
-                        changes = report.changed,
-                        failed = report.failed.len(),
-                        sas = report.planned.0,
-                        policies = report.planned.1,
-                        pairs = report.pairs.len(),
-                        pinned = report.pins.len(),
-                        milliseconds = u64::try_from(attempt.took.as_millis()).unwrap_or(u64::MAX),
-                        "programmed the kernel"
-                    );
-                }
-                if report.lost > 0 {
-                    tracing::warn!(count = report.lost, "SAs were removed by another program");
-                }
-                let pairs = report.pairs.keys().flat_map(|pair| {
-                    use secureoverlay_agent_core::{plan::policy, xfrm::Direction};
-                    [policy(Direction::In, *pair), policy(Direction::Out, *pair)]
-                });
-                let pairs: Vec<PolicyId> = pairs.collect();
-                blockers = overruling(&report.foreign, &pairs.iter().copied())
-                    .into_iter()
-                    .map(|detail| EnforcementBlocker { reason: "ForeignPolicy".to_owned(), detail })
-                    .collect();
-                report.is_complete()
-            }
-        };
-        self.kernel_problem = (!complete).then(|| findings.first().cloned().unwrap_or_default());
-        changes(&mut self.findings, findings, "the kernel is not as it should be", "finding is over");
-        blockers
-    }
-
-    /// Says that another program flushed the policies.
-    pub fn policies_flushed(&self, put_back: usize, took: Duration) {
-        self.metrics.policies_flushed();
-        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        tracing::warn!(put_back, microseconds, "another program flushed the policies: put back from memory");
-    }
-
-    /// Says what follows from an attempt, once the decisions have taken it.
-    pub fn attempt_taken<S: IdentityStore>(&mut self, agent: &Agent<S>) {
-        if agent.is_removed() && !self.removed {
-            tracing::info!("removed: nothing of ours is left in this node's kernel; waiting for the end");
-            self.removed = true;
-        }
-        match (self.findings.len(), &self.kernel_problem) {
-            _ if agent.is_removed() => self.kernel.not_ready("removed: encryption was taken off this node"),
-            _ if agent.is_uninstalling() => self.kernel.not_ready("encryption is being taken off this node"),
-            (_, Some(problem)) => self.kernel.not_ready(problem.clone()),
-            (0, None) => self.kernel.ready(),
-            (count, None) => self.kernel.ready_but(format!("{count} findings, see the log")),
-        }
-        if agent.applied().is_some_and(|target| target.input.is_none()) {
-            // Nothing is encrypted, and nothing looked at any more.
-            self.metrics.bypassing_routes(0);
-            self.surroundings = None;
-        }
-    }
-
     /// Takes what lets traffic past the policies.
     pub fn surroundings(&mut self, surroundings: Surroundings) {
         let unread = surroundings.unread.as_ref();
@@ -320,17 +134,6 @@ impl Reporter {
         self.surroundings = Some(surroundings);
     }
 
-    /// Takes the MTUs of this node, or why they could not be read.
-    pub fn mtu<S: IdentityStore>(&mut self, agent: &Agent<S>, facts: Result<mtu::Facts, String>) {
-        let failure = facts.map(|facts| self.mtu_facts = facts).err();
-        if let Some(error) = failure.as_ref().filter(|error| self.mtu_failure.as_ref() != Some(*error)) {
-            tracing::warn!(error, "cannot read the MTUs of this node");
-        }
-        self.mtu_failure = failure;
-        self.known = agent.ring_cache().ring().cloned().or(self.known.take());
-        self.say_mtu();
-    }
-
     /// Looks whether memory, and with it the private key, may reach a disk.
     pub fn look_at_swap(&mut self) {
         match swap_devices() {
@@ -342,45 +145,6 @@ impl Reporter {
             }
             Err(error) => tracing::debug!(%error, "cannot see whether this node swaps"),
         }
-    }
-
-    /// Takes what sets the MTU of the tunnels.
-    pub fn mtu_setting<S: IdentityStore>(&mut self, _: &Agent<S>, setting: MtuSetting) {
-        self.mtu_setting = setting;
-        self.say_mtu();
-    }
-
-    fn say_mtu(&mut self) {
-        let finding = self.known.as_ref().and_then(|ring| mtu::Finding::new(&self.mtu_facts, ring));
-        let finding = finding.map(|finding| finding.advised(&self.mtu_setting));
-        if finding == self.mtu {
-            return;
-        }
-        match &finding {
-            Some(finding) if finding.valid() => tracing::info!(mtu = finding.tunnel.mtu, "{finding}"),
-            Some(finding) => tracing::warn!(mtu = finding.tunnel.mtu, "{finding}"),
-            None => {}
-        }
-        self.metrics.mtu(finding.as_ref());
-        self.mtu = finding;
-    }
-
-    /// What sets the tunnels' MTU is worth finding out.
-    #[must_use]
-    pub fn needs_mtu_advice(&self) -> bool {
-        self.mtu.as_ref().is_some_and(mtu::Finding::needs_advice)
-    }
-
-    /// The tunnel's MTU leaves no room for ESP.
-    #[must_use]
-    pub fn tunnel_mtu_too_large(&self) -> bool {
-        self.mtu.as_ref().is_some_and(|finding| !finding.valid())
-    }
-
-    /// Bytes of the largest packet that the tunnel takes.
-    #[must_use]
-    pub fn tunnel_mtu(&self) -> Option<u16> {
-        self.mtu_facts.tunnels.first().and_then(|tunnel| tunnel.mtu.try_into().ok())
     }
 
     /// Counts a packet at a probe port that is no probe of a peer's.
