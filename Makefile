@@ -77,6 +77,7 @@ check: ## Format and lints.
 	@! git grep --line-number --ignore-case --word-regexp --extended-regexp \
 		'somebody|nobody|anybody|everybody|whoever|whom|incarnations?|burnt|relent(ed)?|roster|descent|census|press-on|oversized' \
 		-- '*.rs' '*.md' '*.yaml' '*.py' '*.sh' '*.toml' ':!CHANGELOG.md' || { echo "docs/architecture.md has the words"; exit 1; }
+	tests/docs/check
 	@grep -ohE '`(agent|common|fuzz|manager|manifests|tests)/[A-Za-z0-9_./-]+\.[a-z]+`' README.md docs/*.md docs/*/*.md | tr -d '`' \
 		| sort -u | while read -r file; do test -e "$$file" || { echo "the docs name $$file, which is not there"; exit 1; }; done
 

@@ -81,9 +81,8 @@ pub struct Node {
         value_name = "ADDRESS:PORT"
     )]
     pub metrics_bind_address: SocketAddr,
-    /// What to do where the tunnel's MTU leaves no room for ESP, so that large packets would be lost. A node that encrypts
-    /// already goes on until it boots, and where every node insists, or the manager can't read what nodes say (MKE's
-    /// manifest), it is only told
+    /// What to do where the tunnel's MTU leaves no room for ESP, so that large packets would be lost. With `block` a pair
+    /// is pinned to an SA only after a probe as long as the tunnel's MTU was answered
     #[arg(
         long,
         env = "SECUREOVERLAY_MTU_POLICY",
@@ -97,9 +96,9 @@ pub struct Node {
 /// What a tunnel's MTU means that leaves no room for ESP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MtuPolicy {
-    /// This node and its peers talk in the clear until there is room
+    /// Pairs are not proven until there is room: in the clear while permissive, blocked while enforcing
     Block,
-    /// It is said, and they encrypt all the same
+    /// It is reported, and a small probe is enough
     Warn,
 }
 

@@ -4,6 +4,7 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | [`supervisor`] | process 1 of the container: starts the agent again if a signal ends it |
 //! | [`run`] | the main loop |
 //! | [`worker`] | the thread that talks to the kernel, by [`kernel`] |
 //! | [`sources`], [`source`], [`daemon_set`], [`api`] | what the API says, and what is written there |
@@ -41,6 +42,7 @@ pub mod sources;
 pub mod startup;
 pub mod state_directory;
 pub mod status;
+pub mod supervisor;
 pub mod surroundings;
 pub mod watching;
 pub mod worker;

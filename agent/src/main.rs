@@ -6,7 +6,7 @@ use clap::Parser;
 use secureoverlay_agent::{
     check, cleanup,
     config::{Command, Config},
-    run,
+    run, supervisor,
 };
 use secureoverlay_daemon::{log, process};
 
@@ -40,6 +40,7 @@ fn start(config: Config) -> anyhow::Result<ExitCode> {
             println!("{report}");
             return Ok(report.exit_code().into());
         }
+        None if supervisor::is_init() => return Ok(supervisor::run()?.into()),
         None => runtime()?.block_on(run::run(config))?,
     }
     Ok(ExitCode::SUCCESS)

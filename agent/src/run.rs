@@ -30,7 +30,9 @@ use secureoverlay_agent_core::{
 };
 use secureoverlay_daemon::{client, health::Health, http, signal::Shutdown};
 use secureoverlay_k8s::names::GROUP;
-use secureoverlay_keyring::{acknowledgement::EnforcementBlocker, address::NodeAddress, uid::Uid};
+use secureoverlay_keyring::{
+    acknowledgement::EnforcementBlocker, address::NodeAddress, settings::DeletionPolicy, uid::Uid,
+};
 use tokio::{
     sync::{
         Notify,
@@ -590,7 +592,8 @@ impl<S: IdentityStore> Shell<S> {
                 }
             }
             Input::DaemonSet(sighting) => {
-                let removal = self.lifecycle.see(sighting, self.agent.is_uninstalling());
+                let removal =
+                    self.lifecycle.see(sighting, self.agent.is_uninstalling()) && !self.keeps_kernel();
                 self.agent.handle_event(Event::Installation(self.lifecycle.installation()), now());
                 if removal {
                     self.uninstall();
@@ -602,6 +605,12 @@ impl<S: IdentityStore> Shell<S> {
         }
     }
 
+    /// Whether a removal leaves the kernel as it is, by the settings of the ring that was applied last.
+    fn keeps_kernel(&self) -> bool {
+        let ring = self.agent.applied_ring();
+        ring.is_some_and(|ring| ring.settings.deletion_policy == DeletionPolicy::KeepKernelState)
+    }
+
     fn uninstall(&mut self) {
         if !self.agent.is_uninstalling() {
             self.reporter.removal_begins();
@@ -610,12 +619,14 @@ impl<S: IdentityStore> Shell<S> {
     }
 
     fn end(&mut self, answer: Answer) {
-        let verdict = match answer {
+        let judged = match answer {
             Answer::DaemonSet(sighting) => self.lifecycle.judge(sighting),
             Answer::Verdict(verdict) => verdict,
         };
+        let verdict = if self.keeps_kernel() { Verdict::Restart } else { judged };
         let reason = match verdict {
             _ if self.agent.is_uninstalling() => "the removal goes on first",
+            _ if verdict != judged => "this is a removal, and deletionPolicy is KeepKernelState",
             Verdict::Removal => "this is a removal",
             Verdict::Restart => "nothing shows that this is a removal",
         };

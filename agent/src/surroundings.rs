@@ -147,7 +147,7 @@ fn guessed(facts: &Facts, peers: &Neighbours<'_>) -> PodNetworks {
         let network =
             || IpNet::new(way.to.addr, way.to.prefix).ok().and_then(|net| PodNetwork::try_from(net).ok());
         if let (Some(peer), Some(network)) = (pods_of(way, link, peers), network()) {
-            networks.entry(called(peer, peers)).or_default().insert(network);
+            networks.entry(called(peer, peers)).or_default().networks.insert(network);
         }
     }
     networks

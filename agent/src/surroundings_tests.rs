@@ -149,8 +149,11 @@ fn routes_around_the_tunnel_are_named() {
 fn announced_networks_are_judged_and_nothing_else() {
     let networks = |text: &str| BTreeSet::from([text.parse().unwrap()]);
     let own = networks("10.77.1.0/24");
-    let peers =
-        [("b".to_owned(), networks("10.77.2.0/24")), ("gone".to_owned(), networks("10.77.9.0/24"))].into();
+    let peers = [
+        ("b".to_owned(), networks("10.77.2.0/24").into()),
+        ("gone".to_owned(), networks("10.77.9.0/24").into()),
+    ]
+    .into();
     let pods = Pods::Announced { own: &own, peers: &peers };
     let neighbours = Neighbours::from([(addr(2), "b"), (addr(3), "c")]);
     let judged = |facts: &Facts| around(&Surroundings::new(facts, Some(LOCAL), &neighbours, &pods));

@@ -26,7 +26,22 @@ const JOINING: Time = Time::from_secs(10);
 const EXAMPLES: usize = 3;
 
 /// Networks of pods by the names of their nodes.
-pub type PodNetworks = BTreeMap<String, BTreeSet<PodNetwork>>;
+pub type PodNetworks = BTreeMap<String, PeerNetworks>;
+
+/// The networks of a node's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerNetworks {
+    /// The networks.
+    pub networks: BTreeSet<PodNetwork>,
+    /// Its object is gone, so its routes may be gone as well. Those that are there still count.
+    pub departed: bool,
+}
+
+impl From<BTreeSet<PodNetwork>> for PeerNetworks {
+    fn from(networks: BTreeSet<PodNetwork>) -> Self {
+        Self { networks, departed: false }
+    }
+}
 
 /// A route, or one next hop of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,7 +182,7 @@ impl Coverage {
     ) -> Self {
         let mut coverage = Self::default();
         let mut uncovered: BTreeMap<&str, Uncovered> = BTreeMap::new();
-        for (peer, networks) in peers {
+        for (peer, PeerNetworks { networks, departed }) in peers {
             // What every node has, such as a bridge of its container runtime, is this node's own here.
             for network in networks.difference(own).map(PodNetwork::net) {
                 let mut routed = false;
@@ -177,7 +192,7 @@ impl Coverage {
                         coverage.judge(facts, route, (network, peer), announced, &mut uncovered);
                     }
                 }
-                if !routed {
+                if !routed && !departed {
                     coverage.unrouted.insert((network, peer.clone()));
                 }
             }
@@ -363,7 +378,12 @@ mod tests {
     }
 
     fn judged(routes: &[Route], tables: &[u32]) -> Coverage {
-        let peers = [("b".to_owned(), networks(&["10.244.1.0/26", "172.17.0.0/16"]))].into();
+        judged_of(routes, tables, false)
+    }
+
+    fn judged_of(routes: &[Route], tables: &[u32], departed: bool) -> Coverage {
+        let networks_of_b = networks(&["10.244.1.0/26", "172.17.0.0/16"]);
+        let peers = [("b".to_owned(), PeerNetworks { networks: networks_of_b, departed })].into();
         let own = networks(&["10.244.0.0/26", "172.17.0.0/16"]);
         Coverage::new(&facts(routes, tables), &own, &peers, &[[192, 0, 2, 2].into()].into())
     }
@@ -442,6 +462,19 @@ mod tests {
         assert!(judge(unrouted(), at(2)));
         assert!(judge(unrouted(), at(11)));
         assert!(!judge(unrouted(), at(12)));
+    }
+
+    #[test]
+    fn peer_whose_object_is_gone_needs_no_routes_and_those_that_are_left_count() {
+        assert!(judged_of(&[], &[], true).is_complete());
+        let (to, device, _) = TUNNEL;
+        let left = [
+            (route(254, to, 1, Some("192.0.2.2")), "PlaintextBypass"),
+            (route(254, to, device, Some("192.0.2.9")), "GatewayUnknown"),
+        ];
+        for (route, reason) in left {
+            assert_eq!(reasons(&judged_of(&[route], &[], true)), [reason]);
+        }
     }
 
     #[test]

@@ -17,7 +17,11 @@ use secureoverlay_keyring::{
     uid::Uid,
 };
 
-use crate::{Time, coverage::PodNetworks, entry::Entry};
+use crate::{
+    Time,
+    coverage::{PeerNetworks, PodNetworks},
+    entry::Entry,
+};
 
 /// What vanished may come back.
 pub const GRACE: Duration = Duration::from_secs(600);
@@ -249,7 +253,9 @@ impl PeerTable {
 
     fn take_networks(&mut self, name: &str, spec: &EncryptionPeerSpec) {
         let networks: BTreeSet<PodNetwork> = spec.pod_networks.iter().copied().collect();
-        if self.networks.get(name).map_or(!networks.is_empty(), |known| *known != networks) {
+        let networks = PeerNetworks::from(networks);
+        let known = self.networks.get(name);
+        if known.map_or(!networks.networks.is_empty(), |known| *known != networks) {
             Arc::make_mut(&mut self.networks).insert(name.to_owned(), networks);
         }
     }
@@ -270,6 +276,9 @@ impl PeerTable {
         {
             known.vanished = Some(now);
             known.due = now + GRACE;
+            if let Some(networks) = Arc::make_mut(&mut self.networks).get_mut(name) {
+                networks.departed = true;
+            }
         }
     }
 

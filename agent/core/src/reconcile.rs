@@ -116,6 +116,18 @@ impl<K: Kernel, S: JournalStore> Reconciler<K, S> {
         }
     }
 
+    /// The same with the key agreements of an earlier one of this node.
+    #[must_use]
+    pub fn with_planner(self, planner: Planner) -> Self {
+        Self { planner, ..self }
+    }
+
+    /// What knows the key agreements.
+    #[must_use]
+    pub fn into_planner(self) -> Planner {
+        self.planner
+    }
+
     /// The kernel that it works at.
     pub const fn kernel(&mut self) -> &mut K {
         &mut self.kernel

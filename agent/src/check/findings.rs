@@ -85,7 +85,7 @@ pub fn api(nodes: &Result<Vec<NodeFacts>, String>) -> Item {
 pub fn place(place: Option<&Place>) -> Item {
     let Some(place) = place else {
         let text = "which node this is, and who its peers are, is not known: neither a Node with an address of this \
-                    host's nor an SA of ours was found. Set MY_NODE_NAME";
+                    host's nor an SA of ours was found. Set NODE_NAME";
         return Item::new(Verdict::Unknown, "node", text);
     };
     let peers = place.peers.len();

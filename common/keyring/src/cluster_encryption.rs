@@ -34,7 +34,7 @@ pub struct ClusterEncryptionSpec {
     /// When keys are replaced.
     pub rotation: RotationSpec,
     /// What becomes of encryption when the agents are deleted. Disable: agents take their SAs and policies out of the
-    /// kernels. KeepKernelState: they stay (agents do not carry that out yet).
+    /// kernels. KeepKernelState: they stay until the node boots.
     pub deletion_policy: DeletionPolicy,
 }
 

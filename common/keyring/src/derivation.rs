@@ -127,14 +127,17 @@ pub enum DerivationError {
 #[derive(Clone)]
 pub struct Derivation<'g> {
     generation: &'g Generation,
+    /// Keyed with the generation's SPI seed.
     offsets: Hmac<Sha256>,
+    /// Keyed with [`SCHEME`], which is HKDF's salt as well.
+    scheme: Hmac<Sha256>,
 }
 
 impl<'g> Derivation<'g> {
     /// Prepares the derivations of `generation`.
     #[must_use]
     pub fn new(generation: &'g Generation) -> Self {
-        Self { generation, offsets: hmac(generation.spi_seed.expose()) }
+        Self { generation, offsets: hmac(generation.spi_seed.expose()), scheme: hmac(SCHEME) }
     }
 
     /// The generation that they are for.
@@ -152,7 +155,8 @@ impl<'g> Derivation<'g> {
     /// The SPI of the SA on `path`.
     #[must_use]
     pub fn spi(&self, path: &SaPath) -> u32 {
-        spi(self.sender_offset(&path.instance, path.src.address), receiver_offset(&path.dst.key))
+        let receiver = keyed_receiver_offset(self.scheme.clone(), &path.dst.key);
+        spi(self.sender_offset(&path.instance, path.src.address), receiver)
     }
 
     /// SPI and key of the SA on `path`; `shared` is the key agreement of both ends under [`Identities::Announced`],
@@ -189,8 +193,9 @@ impl<'g> Derivation<'g> {
 
     fn expand(&self, path: &SaPath, shared: &[u8], spi: u32) -> SecretBytes {
         let Generation { suite, uid, key, .. } = self.generation;
-        let ikm = Zeroizing::new([key.expose(), shared].concat());
-        let hkdf = Hkdf::<Sha256>::new(Some(SCHEME), &ikm);
+        let extract = self.scheme.clone().chain_update(key.expose()).chain_update(shared);
+        let prk: Zeroizing<[u8; 32]> = Zeroizing::new(extract.finalize().into_bytes().into());
+        let hkdf = Hkdf::<Sha256>::from_prk(&*prk).expect("as long as a hash");
         let info: [&[u8]; 9] = [
             suite.name().as_bytes(),
             &[0],
@@ -210,7 +215,11 @@ impl<'g> Derivation<'g> {
 /// `g`: the receiver's part of the SPIs toward it, the same under all generations.
 #[must_use]
 pub fn receiver_offset(key: &EndpointKey) -> u32 {
-    offset(hmac(SCHEME), &[b"receiver", &key.bytes()])
+    keyed_receiver_offset(hmac(SCHEME), key)
+}
+
+fn keyed_receiver_offset(scheme: Hmac<Sha256>, key: &EndpointKey) -> u32 {
+    offset(scheme, &[b"receiver", &key.bytes()])
 }
 
 /// The SPI of the SA whose ends have these offsets.

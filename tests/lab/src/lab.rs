@@ -283,6 +283,26 @@ impl Lab {
         self.kubectl(&["annotate", "--overwrite", "node", &node.name, &annotation]).map(drop)
     }
 
+    /// Takes the other nodes' routes to this one's pods away, as Calico does when its Node is deleted.
+    pub fn withdraw_routes(&self, to: &Node) -> Result<()> {
+        let script = format!("ip route flush proto 80 via {}", to.ip);
+        self.on_all_nodes(|node| match node.name == to.name {
+            true => Ok(()),
+            false => node.exec_ok(&["sh", "-c", &script]).map(drop),
+        })?;
+        Ok(())
+    }
+
+    /// Puts them back, as Calico does when the node has registered.
+    pub fn announce_routes(&self, to: &Node) -> Result<()> {
+        let mtu = self.tunnel_mtu().to_string();
+        self.on_all_nodes(|node| match node.name == to.name {
+            true => Ok(()),
+            false => node.exec_ok(&["sh", "/lab/node/routes.sh", "calico", &mtu]).map(drop),
+        })?;
+        Ok(())
+    }
+
     /// Whether a node has the address that [`Lab::move_address`] may give it.
     pub fn has_moved(&self, node: &Node) -> Result<bool> {
         let shown = self.exec_ok(&node.name, &["ip", "-4", "-o", "address", "show", "dev", "vec0"])?;

@@ -3,28 +3,35 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 
-use super::cluster::until;
+use super::cluster::{kubectl_with, until};
 use super::enforcing::{self, Totals};
-use super::overlay::{AGENTS, DEPLOYMENT, NAMESPACE, Overlay, PATIENCE};
+use super::overlay::{AGENTS, DEPLOYMENT, Manifest, NAMESPACE, Overlay, PATIENCE};
 use super::partition::{cut_off, join_again};
 use super::probe::Probe;
 use super::processes::{AGENT, pids, signal_everywhere};
 use super::xfrm;
+use crate::lab::Lab;
 use crate::product;
 use crate::progress::note;
 use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "delete",
-    about: "kubectl delete from enforcing: all of it, the DaemonSet alone, the Deployment first, orphaned, one node cut off",
+    about: "kubectl delete from enforcing: all of it, the DaemonSet alone, the Deployment first, in random orders, orphaned, one node cut off",
     tier: Tier::Gate,
-    estimate: 105,
+    estimate: 170,
     alone: false,
     run: Run::Removes(run),
 };
 
-fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()> {
+/// Between two objects that are deleted one after the other: as slow as a person, or a GitOps tool.
+const PAUSE: Duration = Duration::from_millis(300);
+
+fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profile: Profile) -> Result<()> {
     let lab = overlay.lab;
     let mut totals = Totals::default();
     let mut left = 0;
@@ -67,12 +74,56 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
     })?;
     enforcing::check_off(report, probe)?;
 
+    left += in_random_orders(lab, report, probe, profile, &mut totals)?;
+
     enforcing::enable(overlay)?;
     left += cut_off_meanwhile(overlay, report, probe, &mut totals)?;
     enforcing::check_off(report, probe)?;
     totals.tell(report);
     report.expect("left", left as u64, 0);
     Ok(())
+}
+
+/// The objects of the manifest one after the other, in orders that nobody chose; the first of them begins with the rights.
+fn in_random_orders(
+    lab: &Lab,
+    report: &mut Report,
+    probe: &Probe,
+    profile: Profile,
+    totals: &mut Totals,
+) -> Result<usize> {
+    let mut rng = StdRng::seed_from_u64(profile.seed());
+    let manifests: &[Manifest] = profile.pick(&[Manifest::Ours], &[Manifest::Ours, Manifest::Mke]);
+    let mut left = 0;
+    for manifest in manifests {
+        let overlay = Overlay::new(lab, *manifest);
+        for order in 0..profile.pick(1, 10) {
+            match manifest {
+                Manifest::Ours => enforcing::enable(&overlay)?,
+                Manifest::Mke => overlay.enable()?,
+            }
+            let text = overlay.text()?;
+            let mut objects: Vec<&str> =
+                text.split("\n---\n").filter(|object| object.contains("\nkind: ")).collect();
+            objects.shuffle(&mut rng);
+            if order == 0 {
+                objects.sort_by_key(|object| !object.contains("apiVersion: rbac."));
+            }
+            let what = format!("the objects of {manifest:?} are deleted in random order {order}");
+            totals.event(report, probe, &what, false, || {
+                for object in &objects {
+                    kubectl_with(lab, &["delete", "--ignore-not-found", "--wait=false", "-f", "-"], object)?;
+                    std::thread::sleep(PAUSE);
+                }
+                let (states, policies) = overlay.disable()?;
+                left += states + policies;
+                Ok(())
+            })?;
+            report.check(left == 0, format!("{what}: {left} left"));
+            enforcing::check_off(report, probe)?;
+        }
+    }
+    Ok(left)
 }
 
 /// A node that can't reach the API server while all of it is deleted can't tell this from an outage, and goes on; it needs

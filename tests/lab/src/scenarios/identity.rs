@@ -265,7 +265,8 @@ fn reboot(stage: &Stage<'_>, boot_id: &str) -> Result<()> {
 fn killed_at_every_step(stage: &Stage<'_>) -> Result<()> {
     let (kills, step) = if stage.full { (40, 50) } else { (6, 200) };
     // The manager's name begins alike, and a kernel keeps no more than fifteen characters of it.
-    let find = format!("pgrep -f ^/{AGENT}");
+    // Its parent, the first process of the container, starts the next one at once.
+    let find = format!("pgrep -P \"$(pgrep -d, -f ^/{AGENT})\" -f ^/{AGENT}");
     let mut script = format!("kill -KILL $({find}); ip xfrm state flush; rm -rf {STATE_DIRECTORY}/*\n");
     for kill in 0..kills {
         let seconds = f64::from(kill * step) / 1000.0;

@@ -53,6 +53,8 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         all.comes(report, true, false)?;
     }
     enforcing::request(lab, "permissive")?;
+    // Every node acknowledges that: not what is counted.
+    enforcing::wait_proven(lab)?;
     all.leaves(report, false)?;
     all.comes(report, false, true)?;
     all.comes(report, false, false)?;
@@ -105,10 +107,19 @@ impl Joins<'_> {
         self.totals.event(report, &self.bystanders, what, enforced, || {
             lab.power_off(name)?;
             lab.kubectl(&["delete", "node", name])?;
+            lab.withdraw_routes(self.moving)?;
             thread::sleep(Duration::from_secs(3));
             Ok(())
         })?;
-        self.written.add(writes.stop(lab)?);
+        self.note_writes(writes)
+    }
+
+    /// Also shows what others wrote.
+    fn note_writes(&mut self, writes: Writes) -> Result<()> {
+        let written = writes.stop(self.overlay.lab)?;
+        let others = written.last.iter().filter(|(object, _)| !object.ends_with(&self.moving.name));
+        others.for_each(|(object, status)| note(format!("  {object} was written: {status}")));
+        self.written.add(written);
         Ok(())
     }
 
@@ -124,6 +135,9 @@ impl Joins<'_> {
             if joins {
                 lab.power_on(&moving.name)?;
                 lab.introduce(moving)?;
+                // By Calico's pod, which also makes the Node ready for pods.
+                until("the Node to be Ready", PATIENCE, || lab.node_is_ready(&moving.name))?;
+                lab.announce_routes(moving)?;
                 tainted_first = tainted(lab, moving)?;
             } else {
                 lab.reboot(&moving.name, false)?;
@@ -138,7 +152,7 @@ impl Joins<'_> {
             }
             reachable::wait(lab, moving, self.others).map(drop)
         })?;
-        self.written.add(writes.stop(lab)?);
+        self.note_writes(writes)?;
         report.check(tainted_first, "the node that joins is tainted");
         report.check(encrypts_then, "the taint goes when its node encrypts, not before");
         lab.register_with_taints(&moving.name, "")?;

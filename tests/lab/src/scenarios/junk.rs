@@ -84,7 +84,7 @@ fn ways_to_spoil(ring: &Ring, seed: u64) -> Vec<Junk> {
         junk("a later version", later_version, "has version 2; this program reads version 1: upgrade it"),
         junk("unknown suite", unknown_suite, "not a YAML document of the expected shape"),
         junk("a megabyte of noise", noise(seed, 1_000_000), "not UTF-8"),
-        Junk { name: "empty", content: Vec::new(), said: "the Secret had lost the key ring", by_all: false },
+        Junk { name: "empty", content: Vec::new(), said: "the last one is there again", by_all: false },
     ]
 }
 

@@ -1,6 +1,7 @@
 //! The scenarios, by name, and what they share.
 
 mod bench_netlink;
+mod chaos;
 pub mod cluster;
 mod coverage;
 mod crash;
@@ -66,6 +67,7 @@ pub static ALL: &[Scenario] = &[
     disable::SCENARIO,
     upgrade::SCENARIO,
     crash::SCENARIO,
+    chaos::SCENARIO,
     join_leave::SCENARIO,
     rotate::SCENARIO,
     rotate_faults::SCENARIO,

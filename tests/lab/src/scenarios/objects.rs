@@ -14,6 +14,7 @@ use super::probe::Probe;
 use super::ring::Ring;
 use super::rotate_timed;
 use super::settings::OBJECT;
+use super::xfrm;
 use crate::lab::Lab;
 use crate::progress::note;
 use crate::scenario::{Profile, Report, Run, Scenario, Tier};
@@ -116,6 +117,9 @@ fn operate(overlay: &Overlay<'_>, report: &mut Report, probe: &Probe) -> Result<
     event(report, "ten at once", &mut |report| at_once(lab, report))?;
     event(report, "deleted while it runs", &mut |report| deleted_while_running(lab, report))?;
     event(report, "history", &mut |report| history(lab, report))?;
+    event(report, "an old object is put back", &mut |report| put_back(lab, report))?;
+    event(report, "two managers", &mut |report| two_managers(overlay, report))?;
+    event(report, "deleted with KeepKernelState", &mut |report| kept(overlay, report))?;
     totals.tell(report);
     Ok(())
 }
@@ -264,6 +268,59 @@ fn history(lab: &Lab, report: &mut Report) -> Result<()> {
     until("the history to be pruned", PATIENCE, || Ok(count()? == HISTORY))?;
     report.figure("history_kept", count()?);
     Ok(())
+}
+
+/// As a GitOps tool does with what it has: the object of before counts again, and its status is the manager's.
+fn put_back(lab: &Lab, report: &mut Report) -> Result<()> {
+    let (mut old, before) = (object(lab)?, settings(lab)?);
+    for field in ["resourceVersion", "uid", "managedFields", "generation"] {
+        if let Some(metadata) = old["metadata"].as_object_mut() {
+            metadata.remove(field);
+        }
+    }
+    edit(lab, r#"{"enforcement": "Permissive", "rotation": {"historyLimit": 7}}"#)?;
+    wait_until("the edit in the ring", PATIENCE, || Ok((settings(lab)? != before).then_some(())))?;
+    let begun = Instant::now();
+    kubectl_with(lab, &[OPERATOR, "replace", "-f", "-"], &old.to_string())?;
+    wait_until("the old object in the ring", PATIENCE, || Ok((settings(lab)? == before).then_some(())))?;
+    effect(report, "put_back_ms", begun);
+    enforcing::wait(lab)?;
+    wait_condition(lab, OBJECT, "Ready")
+}
+
+/// A second manager writes by the same conditions: a rotation is one rotation.
+fn two_managers(overlay: &Overlay<'_>, report: &mut Report) -> Result<()> {
+    let lab = overlay.lab;
+    rotate_timed::wait_steady(lab)?;
+    let scale = |count: &str| {
+        lab.kubectl(&["-n", NAMESPACE, "scale", DEPLOYMENT, &format!("--replicas={count}")])?;
+        overlay.wait_rolled_out()
+    };
+    scale("2")?;
+    let before = Ring::read(lab)?.and_then(|ring| ring.generation("active")).context("no active key")?;
+    let name = ask(lab, 1)?.pop().context("no name was printed")?;
+    wait_condition(lab, &format!("keyrotation/{name}"), "Complete")?;
+    rotate_timed::wait_steady(lab)?;
+    let after = Ring::read(lab)?.and_then(|ring| ring.generation("active")).context("no active key")?;
+    report.figure("keys_by_two_managers", after - before);
+    report.check(after == before + 1, format!("two managers made generations {before} to {after}"));
+    scale("1")
+}
+
+/// The agents go and their kernels stay; a new installation takes over, and nothing was readable meanwhile.
+fn kept(overlay: &Overlay<'_>, report: &mut Report) -> Result<()> {
+    let lab = overlay.lab;
+    edit(lab, r#"{"deletionPolicy": "KeepKernelState"}"#)?;
+    until("the policy in the ring", PATIENCE, || Ok(settings(lab)?["deletionPolicy"] == "KeepKernelState"))?;
+    rotate_timed::wait_steady(lab)?;
+    enforcing::wait_proven(lab)?;
+    let before = xfrm::dump(lab)?;
+    overlay.delete()?;
+    overlay.wait_ended()?;
+    enforcing::check_unchanged(lab, report, "deleted with KeepKernelState", &before)?;
+    overlay.enable()?;
+    rotate_timed::wait_steady(lab)?;
+    enforcing::wait(lab)
 }
 
 fn object(lab: &Lab) -> Result<Value> {

@@ -30,6 +30,8 @@ pub struct Written {
     pub ring: u64,
     /// Writes of agents' objects, by `KIND/NAME`.
     pub objects: BTreeMap<String, u64>,
+    /// What was written last, for people: the status as JSON.
+    pub last: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -51,8 +53,9 @@ impl Writes {
         let mut written =
             Written { ring: revision(lab)?.saturating_sub(self.revision), ..Written::default() };
         for (kind, watch) in KINDS.into_iter().zip(self.watches) {
-            for name in watch.stop()?.iter().filter_map(|line| written_name(line)) {
+            for (name, status) in watch.stop()?.iter().filter_map(|line| written_object(line)) {
                 *written.objects.entry(format!("{kind}/{name}")).or_default() += 1;
+                written.last.insert(format!("{kind}/{name}"), status.to_owned());
             }
         }
         Ok(written)
@@ -63,6 +66,7 @@ impl Written {
     /// Adds what was written during something else.
     pub fn add(&mut self, more: Self) {
         self.ring += more.ring;
+        self.last.extend(more.last);
         for (object, count) in more.objects {
             *self.objects.entry(object).or_default() += count;
         }
@@ -80,7 +84,7 @@ impl Written {
 
 impl Watch {
     fn start(lab: &Lab, kind: &str) -> Result<Self> {
-        let line = r#"-o=jsonpath={.type} {.object.metadata.name}{"\n"}"#;
+        let line = r#"-o=jsonpath={.type} {.object.metadata.name} {.object.status}{"\n"}"#;
         let mut kubectl = lab
             .kubectl_command()
             .args(["get", kind, "--watch-only", "--output-watch-events", line])
@@ -114,10 +118,11 @@ fn revision(lab: &Lab) -> Result<u64> {
     Ok(Ring::read(lab)?.context("there is no ring")?.revision())
 }
 
-/// The object that an event says was written; one that is deleted is not.
-fn written_name(line: &str) -> Option<&str> {
-    let (kind, name) = line.split_once(' ')?;
-    ["ADDED", "MODIFIED"].contains(&kind).then_some(name)
+/// Name and status of the object that an event says was written; one that is deleted is not.
+fn written_object(line: &str) -> Option<(&str, &str)> {
+    let (kind, rest) = line.split_once(' ')?;
+    let object = rest.split_once(' ').unwrap_or((rest, ""));
+    ["ADDED", "MODIFIED"].contains(&kind).then_some(object)
 }
 
 #[cfg(test)]
@@ -128,15 +133,15 @@ mod tests {
     fn writes_of_a_node_are_told_from_those_of_others() {
         let objects = [("encryptionpeers/n1", 2), ("nodeencryptions/n1", 3), ("nodeencryptions/n2", 1)];
         let objects = objects.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
-        let written = Written { ring: 0, objects };
+        let written = Written { objects, ..Written::default() };
         assert_eq!((written.of_others("n1"), written.of_others("n2"), written.of_others("n")), (1, 5, 6));
     }
 
     #[test]
     fn deleted_object_is_not_written() {
-        assert_eq!(written_name("MODIFIED node1"), Some("node1"));
-        assert_eq!(written_name("ADDED node1"), Some("node1"));
-        assert_eq!(written_name("DELETED node1"), None);
-        assert_eq!(written_name(""), None);
+        assert_eq!(written_object("MODIFIED node1 {\"a\": 1}"), Some(("node1", "{\"a\": 1}")));
+        assert_eq!(written_object("ADDED node1 "), Some(("node1", "")));
+        assert_eq!(written_object("DELETED node1 {}"), None);
+        assert_eq!(written_object(""), None);
     }
 }
