@@ -15,7 +15,7 @@ use secureoverlay_kubectl_core::{
     history, nodes, screen,
     snapshot::{AGENT, Cleaned, MANAGER, Pod, Read, Snapshot},
     table::Style,
-    text::{clean, count},
+    text::{clean, plural},
     version::Versions,
 };
 use serde_json::Value;
@@ -53,7 +53,7 @@ pub async fn write(api: &Api, args: &BundleArgs) -> anyhow::Result<Exit> {
     let note = if missing == 0 {
         String::new()
     } else {
-        format!(", without {} parts (errors.txt names them)", count(missing))
+        format!(", without {} (errors.txt names them)", plural(missing, "part"))
     };
     print(&format!(
         "{} is written{note}\nIt holds names, addresses, public keys and logs, and no key.\n",

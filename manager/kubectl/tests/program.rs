@@ -367,5 +367,5 @@ async fn bundle_is_written_once_and_names_what_is_missing() {
 
     cluster.refuse("/api/v1/namespaces/default/events");
     let (code, said) = cluster.run("support-bundle --file y.tar");
-    assert!(code == 1 && said.contains("without 1 parts"), "{said}");
+    assert!(code == 1 && said.contains("without 1 part (errors.txt"), "{said}");
 }

@@ -1,6 +1,6 @@
 //! `uninstall --check`: which nodes a deletion would leave with SAs, policies and blocks.
 
-use secureoverlay_keyring::node_encryption::NodeState;
+use secureoverlay_keyring::{node_encryption::NodeState, settings::DeletionPolicy};
 use serde::Serialize;
 
 use crate::{
@@ -24,9 +24,12 @@ pub struct Stranded {
 
 /// What a deletion would leave behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Removal {
     /// Nodes that would be stranded.
     pub stranded: Vec<Stranded>,
+    /// `deletionPolicy: KeepKernelState`: no agent takes anything out.
+    pub keeps_kernel_state: bool,
     /// What could not be read.
     pub unknown: Vec<String>,
     #[serde(skip)]
@@ -37,8 +40,14 @@ impl Removal {
     /// That of a cluster.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
-        let errors =
-            [snapshot.nodes.as_ref().err(), snapshot.agents.as_ref().err(), snapshot.reports.as_ref().err()];
+        let errors = [
+            snapshot.nodes.as_ref().err(),
+            snapshot.agents.as_ref().err(),
+            snapshot.reports.as_ref().err(),
+            snapshot.encryption.as_ref().err(),
+        ];
+        let spec = snapshot.encryption.as_ref().ok().and_then(Option::as_ref).map(|object| &object.spec);
+        let policy = spec.and_then(|spec| spec.as_ref().ok()).map(|spec| spec.deletion_policy);
         let nodes = snapshot.nodes.as_deref().unwrap_or_default();
         let reports = snapshot.reports.as_deref().unwrap_or_default();
         let mut stranded = Vec::new();
@@ -59,13 +68,21 @@ impl Removal {
             }
         }
         stranded.sort_by(|a, b| a.node.cmp(&b.node));
-        Self { stranded, unknown: errors.into_iter().flatten().cloned().collect(), total: nodes.len() }
+        Self {
+            stranded,
+            keeps_kernel_state: policy == Some(DeletionPolicy::KeepKernelState),
+            unknown: errors.into_iter().flatten().cloned().collect(),
+            total: nodes.len(),
+        }
     }
 
     /// How the command ends.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        match (self.stranded.is_empty(), self.unknown.is_empty() && self.total > 0) {
+        match (
+            self.stranded.is_empty() && !self.keeps_kernel_state,
+            self.unknown.is_empty() && self.total > 0,
+        ) {
             (false, _) => Exit::Finding,
             (true, true) => Exit::Good,
             (true, false) => Exit::Unknown,
@@ -81,6 +98,10 @@ impl Removal {
             Exit::Good => {
                 format!("A deletion leaves nothing in the kernels: the agents of all {nodes} are Ready.\n")
             }
+            Exit::Finding if self.keeps_kernel_state => format!(
+                "deletionPolicy is KeepKernelState: a deletion takes nothing out of the kernels of {nodes}. They keep \
+                 encrypting with the keys that they have until they boot (docs/operations/remove.md).\n{unknown}"
+            ),
             Exit::Finding => {
                 let row = |it: &Stranded| vec![it.node.clone(), it.why.clone(), it.effect.to_owned()];
                 let rows: Vec<Vec<String>> = self.stranded.iter().map(row).collect();

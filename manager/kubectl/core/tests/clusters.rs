@@ -243,6 +243,11 @@ fn removal_names_the_nodes_that_it_would_strand() {
             vec!["could not tell: you may not list pods"],
         ),
         (json!([["/nodes", []]]), Exit::Unknown, vec!["there are no Nodes"]),
+        (
+            json!([["/encryption/spec/deletionPolicy", "KeepKernelState"]]),
+            Exit::Finding,
+            vec!["deletionPolicy is KeepKernelState: a deletion takes nothing out of the kernels of 3 nodes"],
+        ),
     ] {
         let removal = Removal::of(&with(edits));
         let text = removal.text();
