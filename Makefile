@@ -36,22 +36,22 @@ demo: ## The main job on a real cluster, told step by step.
 BESIDE := sim fuzz-gate
 
 .PHONY: test
-test: tools check unit kernel-tests api-tests ## The gate: lints, unit tests, simulator, real kernel, real API server, every scenario.
+test: tools check packages unit kernel-tests api-tests ## The gate: lints, packages, unit tests, simulator, real kernel, real API server, every scenario.
 	$(call stage,'scenarios on a real cluster$(,) and beside them: $(BESIDE)')
 	$(LAB) run all --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'make test: ok')
 
 .PHONY: test-full
-test-full: tools check unit kernel-tests api-tests ## The same with the long figures.
+test-full: tools check packages unit kernel-tests api-tests ## The same with the long figures.
 	$(call stage,'scenarios at length$(,) and beside them: $(BESIDE)')
 	$(LAB) run all --full --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'MKE manifest as it is$(,) on the oldest Kubernetes that serves it')
 	$(LAB) run --kubernetes 1.20 mke-manifest
 
 .PHONY: tools
-tools: # What tests need beside Rust: a second implementation of the wire scheme, and libFuzzer's C++.
-	@command -v python3 > /dev/null && command -v g++ > /dev/null \
-		|| { apt-get update --quiet=2 && apt-get install --quiet=2 --yes g++ python3; }
+tools: # What tests need beside Rust: Python with YAML, and libFuzzer's C++.
+	@/usr/bin/python3 -c 'import yaml' 2> /dev/null && command -v g++ > /dev/null \
+		|| { apt-get update --quiet=2 && apt-get install --quiet=2 --yes g++ python3 python3-yaml; }
 
 .PHONY: check
 check: ## Format and lints.
@@ -70,6 +70,9 @@ check: ## Format and lints.
 	@for crate in keyring rotation agent-core manager-core kubectl-core; do \
 		! cargo tree --quiet --package secureoverlay-$$crate --edges normal --prefix none \
 			| grep -E '^(tokio|kube|hyper|rustix|rand) ' || { echo "secureoverlay-$$crate can do I/O"; exit 1; }; done
+	# The driver blocks on the thread that calls it: fuzz targets and the bench are built without a runtime.
+	@! cargo tree --quiet --package secureoverlay-agent-kernel --edges normal --prefix none | grep -E '^(tokio|kube|hyper) ' \
+		|| { echo "the driver depends on a runtime or a client for the API"; exit 1; }
 	# The plugin reads no Secret: it names no crate that has the type, and no path of that name.
 	@! $(CARGO) tree --quiet --package secureoverlay-kubectl --edges normal --prefix none --depth 1 \
 		| grep -E '^(secureoverlay-k8s|secureoverlay-daemon|k8s-openapi) ' || { echo "the plugin can read Secrets"; exit 1; }
@@ -80,6 +83,12 @@ check: ## Format and lints.
 	tests/docs/check
 	@grep -ohE '`(agent|common|fuzz|manager|manifests|tests)/[A-Za-z0-9_./-]+\.[a-z]+`' README.md docs/*.md docs/*/*.md | tr -d '`' \
 		| sort -u | while read -r file; do test -e "$$file" || { echo "the docs name $$file, which is not there"; exit 1; }; done
+
+.PHONY: packages
+packages: tools ## Chart, kustomizations and alerts: the objects of the plain manifest, values that work, alerts that fire.
+	$(call stage,'packages')
+	helm=$$($(LAB) tool helm); kubectl=$$($(LAB) tool kubectl); tests/packages/compare.py "$$helm" "$$kubectl"
+	promtool=$$($(LAB) tool promtool); tests/packages/alerts.py "$$promtool"
 
 .PHONY: unit
 unit: ## Unit tests: no privileges, no network.

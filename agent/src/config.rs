@@ -93,6 +93,16 @@ pub struct Node {
     pub mtu_policy: MtuPolicy,
 }
 
+impl Node {
+    /// The name of this node's Node object. MKE's manifest sets a variable of another name.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        let by_mke = || std::env::var("MY_NODE_NAME").ok();
+        let given = |name: &String| !name.is_empty();
+        self.node_name.clone().filter(given).or_else(|| by_mke().filter(given))
+    }
+}
+
 /// What a tunnel's MTU means that leaves no room for ESP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MtuPolicy {

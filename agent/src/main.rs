@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use secureoverlay_agent::{
-    check, cleanup,
+    cli::{check, cleanup},
     config::{Command, Config},
     run, supervisor,
 };

@@ -5,27 +5,25 @@
 #[path = "../../common/keyring/tests/shown/mod.rs"]
 mod shown;
 
-use std::{convert::Infallible, sync::Arc};
-
-use secureoverlay_agent::{
-    kernel::{Kernel, OpError, OpErrorKind, parse_sa},
-    xfrm::{Actual, Op},
-};
 use secureoverlay_agent_core::{
     entry::Entry,
     exclusion::Exclusion,
     identity::{Identity, LocalIdentity},
     journal::{Journal, NoStore, Record},
+    kernel::{Kernel, OpError, OpErrorKind},
     network::LocalNetwork,
     peers::{Peer, Peers},
     plan::{DesiredInput, Planner, ReconcileTarget},
     reconcile::{Reconciler, SaLimits},
     teardown::TeardownPhase,
+    xfrm::{Actual, Op},
 };
+use secureoverlay_agent_kernel::parse_sa;
 use secureoverlay_keyring::{
     derivation::EndpointKey, keyring::KeyRing, node_key::NodeKeyPair, secret::SecretBytes, uid::Uid,
 };
 use shown::{KEY, SEED, assert_hidden, document, shows};
+use std::{convert::Infallible, sync::Arc};
 
 const PRIVATE: [u8; 32] = [
     0x81, 0x23, 0x5c, 0x9d, 0x17, 0xe4, 0x62, 0xab, 0x3f, 0x90, 0x4e, 0xd8, 0x55, 0x0a, 0xc6, 0x71, 0x2b,

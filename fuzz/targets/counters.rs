@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_fuzz::kernel::parse_xfrm_stat;
+use secureoverlay_agent_kernel::parse_xfrm_stat;
 
 fuzz_target!(|text: &[u8]| {
     let text = String::from_utf8_lossy(text);

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_fuzz::kernel::messages;
+use secureoverlay_agent_kernel::messages;
 
 /// Length of `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;

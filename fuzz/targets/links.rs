@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_fuzz::kernel::{parse_address, parse_link, parse_route, parse_ways};
+use secureoverlay_agent_kernel::{parse_address, parse_link, parse_route, parse_ways};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, payload)) = bytes.split_first() else { return };

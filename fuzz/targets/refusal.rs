@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_fuzz::kernel::parse_error;
+use secureoverlay_agent_kernel::parse_error;
 
 fuzz_target!(|input: &[u8]| {
     let Some((flags, payload)) = input.split_first_chunk() else { return };

@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use secureoverlay_fuzz::{kernel::parse_sa, xfrm::Owner};
+use secureoverlay_agent_core::xfrm::Owner;
+use secureoverlay_agent_kernel::parse_sa;
 
 fuzz_target!(|payload: &[u8]| {
     let Ok(Some(message)) = parse_sa(payload) else { return };

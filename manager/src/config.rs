@@ -11,7 +11,7 @@ use secureoverlay_keyring::{
 };
 use secureoverlay_manager_core::{rollout_mode::RolloutMode, schedule};
 
-use crate::{rotate, taint};
+use crate::io::taint;
 
 /// Owns the key ring of SecureOverlay, in the Secret kube-system/ucp-secureoverlay, and rotates it.
 ///
@@ -80,9 +80,23 @@ pub enum Command {
     /// make one, it asks by an annotation of the Secret kube-system/ucp-secureoverlay. That needs what the manager's pod may do
     /// under MKE's manifest: `get` and `update` of the Secret. So this works there, too:
     /// `kubectl -n kube-system exec deploy/ucp-secureoverlay-mgr -- /ucp-secureoverlay-mgr rotate --wait`.
-    Rotate(rotate::Args),
+    Rotate(RotateArgs),
     /// Prints the CustomResourceDefinitions, which are part of the manifest
     Crd,
+}
+
+/// Flags of `rotate`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct RotateArgs {
+    /// Stay until the new key is in use and the old one is gone, and tell how it goes. Ends with an error if the new key
+    /// is dropped
+    #[arg(long)]
+    pub wait: bool,
+    /// Go on without nodes that do not respond. Pairs that are not proven with the new key stay on the old one, and are
+    /// held back when that is removed, which is after --not-ready-timeout at the earliest. While a rotation is under way,
+    /// this counts for that one. Needs KeyRotation objects: not under MKE's manifest
+    #[arg(long)]
+    pub skip_unresponsive: bool,
 }
 
 /// When and how keys are rotated.

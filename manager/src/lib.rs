@@ -1,22 +1,22 @@
 //! The manager of SecureOverlay as a library: what connects [`secureoverlay_manager_core`], which decides, with the API
 //! server, the clock and the command line.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`config`] | flags |
+//! | [`run`] | builds the parts and runs the reconcile loop; [`run::driver`] does what the controller asks for |
+//! | [`telemetry`] | metrics, log, Events |
+//! | [`io`] | what the API server says, and what is written there |
+//! | [`cli`] | commands for a person |
+//!
+//! A module uses those below it: [`run`] uses [`telemetry`], [`telemetry`] uses [`io`]. [`cli`] uses [`config`] and [`io`], and
+//! is used by none.
 
-pub mod access;
-pub mod cluster_cache;
+pub mod cli;
 pub mod config;
-pub mod driver;
-pub mod follow;
-pub mod installation;
-pub mod metrics;
-pub mod objects;
-pub mod orphans;
-pub mod outbox;
-pub mod reporter;
-pub mod rotate;
+pub mod io;
 pub mod run;
-pub mod snapshot;
-pub mod store;
-pub mod taint;
+pub mod telemetry;
 
 /// How the API server knows us.
 pub const USER_AGENT: &str = concat!("ucp-secureoverlay-mgr/", env!("CARGO_PKG_VERSION"));

@@ -5,8 +5,8 @@ use clap::Parser;
 use secureoverlay_daemon::{log, process};
 use secureoverlay_k8s::definitions;
 use secureoverlay_manager::{
+    cli::rotate::rotate,
     config::{Command, Config},
-    rotate::rotate,
     run::run,
 };
 

@@ -14,14 +14,12 @@ use std::{
 use ipnet::IpNet;
 use secureoverlay_keyring::peer::PodNetwork;
 
-use crate::{Time, agent::GATEWAY_UNKNOWN};
+use crate::{JOINING, Time, agent::GATEWAY_UNKNOWN};
 
 /// The routing table that is looked up without any rule of its own (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 /// How some packets for pods leave is not known.
 pub const COVERAGE_UNKNOWN: &str = "CoverageUnknown";
-/// How long routes may take to follow a node that joins.
-const JOINING: Time = Time::from_secs(10);
 /// Of many, this many are named.
 const EXAMPLES: usize = 3;
 

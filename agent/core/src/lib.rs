@@ -30,3 +30,6 @@ pub mod xfrm;
 
 /// Time since the node booted (`CLOCK_BOOTTIME`): it means the same to every process of this boot.
 pub type Time = Duration;
+
+/// How long routes and proofs may take to follow a node that joins: nothing is said of them before.
+pub const JOINING: Duration = Duration::from_secs(10);

@@ -1,10 +1,17 @@
-//! What the agent asks and tells the API server and its machine: thin, and without decisions.
+//! What the agent asks and tells the API server: thin, and without decisions.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`input`] | what all of it comes to: the inputs of the main loop |
+//! | [`watches`] | what is watched: the key ring, peers, our DaemonSet |
+//! | [`requests`] | single requests: this node's EncryptionPeer, a Node, the key ring |
+//! | [`status_writer`] | writes this node's NodeEncryption |
+//! | [`rights`] | which sources this agent may read |
+//! | [`mtu_lookup`] | what sets the tunnels' MTU |
 
-pub mod announcer;
-pub mod nodes;
-pub mod refusal;
-pub mod ring;
-pub mod vm_generation;
-
-#[cfg(test)]
-mod testing;
+pub mod input;
+pub mod mtu_lookup;
+pub mod requests;
+pub mod rights;
+pub mod status_writer;
+pub mod watches;

@@ -3,10 +3,11 @@
 use netlink_packet_xfrm::constants::XFRMNLGRP_ACQUIRE;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
-use secureoverlay_agent::{
-    kernel::{Kernel, OpErrorKind, XfrmSocket},
+use secureoverlay_agent_core::{
+    kernel::{Kernel, OpErrorKind},
     xfrm::{Direction, Net, Op, Owner, Policy, PolicyId, SaId},
 };
+use secureoverlay_agent_kernel::XfrmSocket;
 
 use crate::{
     namespace::{Namespace, Nodes},
@@ -43,7 +44,7 @@ fn the_kernels_own_words_are_passed_on() {
         let mut kernel = XfrmSocket::open().unwrap();
         let impossible =
             PolicyId::tunnel(Direction::Out, Net { addr: address(1), prefix: 33 }, Net::host(address(2)));
-        let policy = Policy { id: impossible, action: secureoverlay_agent::xfrm::PolicyAction::Block };
+        let policy = Policy { id: impossible, action: secureoverlay_agent_core::xfrm::PolicyAction::Block };
         let error = kernel.apply(&[Op::AddPolicy(policy)]).remove(0).unwrap_err();
         assert_eq!(error.kind, OpErrorKind::Refused);
         assert!(error.detail.contains("Invalid argument (os error 22), \""), "{error}");
@@ -108,7 +109,7 @@ fn larval(nodes: &Nodes, reqid: &str) -> Socket {
 #[test]
 fn a_larval_sa_of_our_policy_is_replaced() {
     let nodes = Nodes::new();
-    let _listener = larval(&nodes, &secureoverlay_agent::xfrm::REQID.to_string());
+    let _listener = larval(&nodes, &secureoverlay_agent_core::xfrm::REQID.to_string());
     nodes.a.enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();
         assert_eq!(kernel.dump().unwrap().sas, [], "it is no SA");

@@ -1,11 +1,8 @@
 //! Notifications of the kernel.
 
+use secureoverlay_agent_core::{kernel::Kernel, xfrm::Op};
+use secureoverlay_agent_kernel::{Event, Events, NetworkEvents, XfrmSocket};
 use std::time::{Duration, Instant};
-
-use secureoverlay_agent::{
-    kernel::{Event, Events, Kernel, NetworkEvents, XfrmSocket},
-    xfrm::Op,
-};
 
 use crate::{
     namespace::Namespace,

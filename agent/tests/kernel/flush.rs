@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use secureoverlay_agent::{
-    kernel::{Event, Events, XfrmSocket},
-    worker::{Job, News, work},
-};
+use secureoverlay_agent::kernel::{Job, News, worker::work};
 use secureoverlay_agent_core::{
     coverage::PodNetworks,
     entry::Entry,
@@ -22,6 +19,7 @@ use secureoverlay_agent_core::{
     reconcile::SaLimits,
     teardown::TeardownPhase,
 };
+use secureoverlay_agent_kernel::{Event, Events, XfrmSocket};
 use secureoverlay_keyring::{
     derivation::EndpointKey,
     keyring::{Enforcement, Generation, Identities, KeyRing, Role, SPI_SEED_LEN, Traffic},

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use rustix::io::Errno;
-use secureoverlay_agent::kernel::LinkSocket;
+use secureoverlay_agent_kernel::LinkSocket;
 
 use crate::namespace::{Namespace, Nodes};
 

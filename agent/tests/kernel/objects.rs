@@ -1,9 +1,8 @@
 //! SAs and policies to test with.
 
-use std::net::IpAddr;
-
-use secureoverlay_agent::xfrm::{Direction, Net, Op, Policy, PolicyAction, PolicyId, Sa, SaId};
+use secureoverlay_agent_core::xfrm::{Direction, Net, Op, Policy, PolicyAction, PolicyId, Sa, SaId};
 use secureoverlay_keyring::{secret::SecretBytes, suite::Suite};
+use std::net::IpAddr;
 
 /// An SA whose key depends on the SPI.
 pub fn sa(suite: Suite, src: IpAddr, dst: IpAddr, spi: u32) -> Sa {

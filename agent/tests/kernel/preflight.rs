@@ -3,12 +3,17 @@
 use std::{fs, io};
 
 use secureoverlay_agent::{
-    check::{Trial, try_suite},
-    kernel::{Kernel, XfrmSocket},
-    surroundings::{Neighbours, Pods, Surroundings, overruling},
-    worker::look_around,
+    cli::check::{Trial, try_suite},
+    network::{
+        measure::look_around,
+        surroundings::{Neighbours, Pods, Surroundings, overruling},
+    },
+};
+use secureoverlay_agent_core::{
+    kernel::Kernel,
     xfrm::{Direction, Op, PolicyAction, PolicyId},
 };
+use secureoverlay_agent_kernel::XfrmSocket;
 use secureoverlay_keyring::suite::Suite;
 
 use crate::{

@@ -1,15 +1,15 @@
 //! What we write is what the kernel holds, and what it holds is what we read.
 
+use secureoverlay_agent_core::{
+    kernel::Kernel,
+    xfrm::{Direction, Net, Op, Owner, Policy, PolicyAction, PolicyId},
+};
+use secureoverlay_agent_kernel::XfrmSocket;
+use secureoverlay_keyring::suite::Suite;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::atomic::{AtomicBool, Ordering},
 };
-
-use secureoverlay_agent::{
-    kernel::{Kernel, XfrmSocket},
-    xfrm::{Direction, Net, Op, Owner, Policy, PolicyAction, PolicyId},
-};
-use secureoverlay_keyring::suite::Suite;
 
 use crate::{
     namespace::Namespace,
@@ -109,7 +109,7 @@ fn thousands_of_operations_at_once() {
         let states: Vec<_> = actual.sas.iter().map(|state| Op::DeleteSa(state.id)).collect();
         all_done(kernel.apply(&policies));
         all_done(kernel.apply(&states));
-        assert_eq!(kernel.dump().unwrap(), secureoverlay_agent::xfrm::Actual::default());
+        assert_eq!(kernel.dump().unwrap(), secureoverlay_agent_core::xfrm::Actual::default());
         // What is gone already is as wanted.
         all_done(kernel.apply(&policies));
         all_done(kernel.apply(&states));

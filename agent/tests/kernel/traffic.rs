@@ -11,10 +11,11 @@ use std::{
 };
 
 use rustix::net::sockopt;
-use secureoverlay_agent::{
-    kernel::{Kernel, XfrmSocket, parse_xfrm_stat},
+use secureoverlay_agent_core::{
+    kernel::Kernel,
     xfrm::{Direction, Op, Policy, PolicyAction, PolicyId},
 };
+use secureoverlay_agent_kernel::{XfrmSocket, parse_xfrm_stat};
 
 use crate::{
     namespace::{Namespace, Nodes},

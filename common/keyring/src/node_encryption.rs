@@ -28,8 +28,6 @@ pub enum NodeState {
     Enforcing,
     /// Takes no part.
     Excluded,
-    /// Has stopped: the reason is in the condition Ready.
-    Stopped,
 }
 
 /// What an agent reports: the acknowledgement for the manager, the rest for operators.
@@ -141,8 +139,6 @@ pub enum Durability {
     Boot,
     /// In memory: the next agent draws anew.
     Volatile,
-    /// In files that can't be written now.
-    Failing,
 }
 
 /// Something that is wrong or unusual, and does not block enforcing.

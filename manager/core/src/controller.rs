@@ -1,128 +1,32 @@
 //! One evaluation after the other: read, observe, decide, and at most one write.
 
+mod conclusion;
+mod interface;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
-use secureoverlay_keyring::{
-    keyring::{KeyRing, KeyRingError},
-    settings::{EnforcementGoal, Settings},
-};
-use secureoverlay_rotation::{
-    Action, ApplyError, Cause, Exclusions, History, Installation, Requests, Wait, apply,
-};
+use secureoverlay_keyring::{keyring::KeyRingError, settings::Settings};
+use secureoverlay_rotation::{Action, ApplyError, Cause, Exclusions, History, Installation, Requests};
 
 use crate::{
     evaluation::{Context, Evaluation, Evaluator},
     last_good_ring::LastGoodRing,
     notification::{AppliedDecision, Notification},
-    operator::{Due, Facts, ObjectReference, ObjectWrite, Operator, OperatorObjects, RotationObject},
+    operator::{Facts, ObjectReference, ObjectWrite, Operator, OperatorObjects, RotationObject},
     orphans::{Deletion, OrphanTracker},
-    rollout_mode::{ModeSelector, RolloutMode, Selected},
+    rollout_mode::{ModeSelector, Selected},
     snapshot::{ClusterState, SecretSnapshot},
     taint::TaintRemover,
     wait_report::WaitReporter,
 };
 
+pub use self::interface::{ControllerOptions, Now, Outcome, Request, Write, WriteResult};
+
 /// Changes come in bursts, and an evaluation asks the API server for the ring.
 const DEBOUNCE: Duration = Duration::from_millis(100);
-
-/// What time it is. To be read after what is handed in with it: the controller must not believe that it saw something
-/// before it was there.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// For the ring.
-    pub wall: Timestamp,
-    /// For waiting.
-    pub monotonic: Instant,
-}
-
-/// What the operator wants of this process.
-#[derive(Clone, Debug)]
-pub struct ControllerOptions {
-    /// The settings that are wanted; `None`: those of the ClusterEncryption, else those of the ring.
-    pub settings: Option<Settings>,
-    /// Whether operators ask by ClusterEncryption and KeyRotations; otherwise by an annotation of the Secret.
-    pub objects: bool,
-    /// What a rotation waits for.
-    pub mode: RolloutMode,
-    /// Time within which every node has read a new ring and programmed it, where time decides.
-    pub delay: Duration,
-    /// How long a rotation waits for nodes that are not Ready, where nodes acknowledge.
-    pub limit: Duration,
-    /// How often the Secret is read though nothing is known to have changed.
-    pub poll_interval: Duration,
-    /// Whether nodes have a start-up taint to be removed.
-    pub startup_taint: bool,
-}
-
-/// What the shell must do next.
-#[derive(Debug)]
-pub enum Request {
-    /// Take what the watches of ClusterEncryption and KeyRotations have brought: [`Controller::handle_objects`].
-    ReadObjects,
-    /// Read the Secret: [`Controller::handle_secret`].
-    ReadSecret,
-    /// Look at the agents' DaemonSet: [`Controller::handle_daemon_set`].
-    ReadDaemonSet,
-    /// Find out whether Nodes, EncryptionPeers and NodeEncryptions may be listed: [`Controller::handle_access`].
-    CheckAccess,
-    /// Make the ClusterEncryption, with the defaults: [`Controller::handle_encryption_created`].
-    CreateEncryption,
-    /// Make a KeyRotation of this name for a rotation that is due: [`Controller::handle_rotation_created`].
-    CreateRotation {
-        /// The name.
-        name: String,
-    },
-    /// Take what the watches have brought: [`Controller::handle_cluster`].
-    ReadCache,
-    /// List Nodes, EncryptionPeers and NodeEncryptions anew, past every cache: [`Controller::handle_cluster`].
-    ListCluster,
-    /// Write: [`Controller::handle_written`].
-    Write(Box<Write>),
-}
-
-/// One write of the ring into the Secret. Everything else in the Secret stays as it was read.
-#[derive(Debug)]
-pub struct Write {
-    /// Only over this version of the Secret.
-    pub resource_version: Option<String>,
-    /// The new ring.
-    pub ring: KeyRing,
-    /// Whether the annotation that asks for a rotation is to be taken off.
-    pub answers: bool,
-    /// What the write does.
-    pub action: Action,
-}
-
-/// What became of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteResult {
-    /// The ring is in the Secret.
-    Written,
-    /// Another writer was faster; nothing was changed.
-    Conflict,
-}
-
-/// How an evaluation ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing is to be done before the deadline.
-    Waiting {
-        /// How long the decision itself has time, whatever the poll interval.
-        wake_in: Duration,
-        /// What for.
-        reason: String,
-        /// The step that nodes have not done yet.
-        wait: Option<Wait>,
-    },
-    /// The ring was written.
-    Written,
-    /// Another writer was faster.
-    Conflict,
-}
 
 /// Where an evaluation is.
 #[derive(Debug)]
@@ -485,116 +389,6 @@ impl Controller {
 
     fn enter(&mut self, step: Step) {
         (self.step, self.asked) = (step, false);
-    }
-
-    fn conclude(&mut self, context: Context, evaluation: Evaluation) {
-        let now = evaluation.now.monotonic;
-        self.remove_taints(context.ring.as_ref(), &evaluation);
-        if let Some(cluster) = &evaluation.cluster {
-            self.deletions.extend(self.orphans.due(cluster, now));
-        }
-        let refused = evaluation.refused_exclusions().cloned();
-        if refused != self.refused {
-            self.notifications.extend(refused.clone().map(Notification::ExclusionsRefused));
-            self.refused = refused;
-        }
-        self.tell_under_way();
-        let report = self.waits.report(evaluation.decision.wait.as_ref(), now);
-        self.notifications.push_back(Notification::Waits(report));
-        let covered = evaluation.cluster.as_ref().map(|cluster| cluster.covered.clone()).unwrap_or_default();
-        let next = self.write_objects(&Facts {
-            ring: Ok(context.ring.as_ref()),
-            settings: &evaluation.settings,
-            decision: Some(&evaluation.decision),
-            report: evaluation.report.as_ref(),
-            covered: &covered,
-            history: self.evaluator.history,
-            limit: self.limit,
-            now: evaluation.now,
-        });
-        if evaluation.decision.action != Action::Wait {
-            let creates = evaluation.decision.rotation.is_some()
-                && self.operator.as_ref().is_some_and(|operator| !operator.rotations.waits());
-            let step = if creates { Step::CreateRotation } else { Step::Act };
-            return self.enter(step(context, evaluation));
-        }
-        let decision = evaluation.decision;
-        self.enter(Step::Idle);
-        let deadline = now + decision.wake_in.min(self.poll_interval);
-        self.deadline = Some(next.map_or(deadline, |next| next.min(deadline)));
-        let (wake_in, reason, wait) = (decision.wake_in, decision.reason, decision.wait);
-        self.outcome = Some(Outcome::Waiting { wake_in, reason, wait });
-    }
-
-    /// Waits for a change.
-    fn rest(&mut self, reason: &str, now: Now) {
-        self.enter(Step::Idle);
-        self.deadline = Some(now.monotonic + self.poll_interval);
-        let (wake_in, reason) = (self.poll_interval, reason.to_owned());
-        self.outcome = Some(Outcome::Waiting { wake_in, reason, wait: None });
-    }
-
-    /// Writes the status of the operator's objects; when more is to be written.
-    fn write_objects(&mut self, facts: &Facts<'_>) -> Option<Instant> {
-        let Due { writes, next } = self.operator.as_mut().map(|operator| operator.due(facts))?;
-        self.object_writes.extend(writes);
-        next
-    }
-
-    /// Tells which KeyRotation it is about what is told next.
-    fn tell_under_way(&mut self) {
-        let current = self.operator.as_ref().and_then(|operator| operator.rotations.current());
-        if self.told.as_ref() != current {
-            self.told = current.cloned();
-            self.notifications.push_back(Notification::UnderWay(self.told.clone()));
-        }
-    }
-
-    /// Pods may come to nodes that encrypt, and to all where nothing is to be encrypted.
-    fn remove_taints(&mut self, ring: Option<&KeyRing>, evaluation: &Evaluation) {
-        let (Some(taints), Some(cluster)) = (&mut self.taints, &evaluation.cluster) else { return };
-        let free = match evaluation.settings.enforcement {
-            EnforcementGoal::Off => cluster.nodes.iter().map(|node| node.name.clone()).collect(),
-            EnforcementGoal::Auto | EnforcementGoal::Permissive => {
-                self.evaluator.encrypting(cluster, ring, evaluation.now)
-            }
-        };
-        let now = evaluation.now.monotonic;
-        let stuck = taints.stuck(&cluster.tainted, &free, now);
-        self.notifications.extend(stuck.into_iter().map(|node| Notification::TaintStuck { node }));
-        self.taint_removals.extend(taints.due(&cluster.tainted, &free, now));
-    }
-
-    fn write<E>(
-        &mut self,
-        random: impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Option<Write>, ApplyError<E>> {
-        let Step::Act(context, evaluation) = std::mem::replace(&mut self.step, Step::Idle) else {
-            return Ok(None);
-        };
-        let applied = apply(&evaluation.inputs(&context), &evaluation.decision, random)?;
-        let action = evaluation.decision.action;
-        let write = Write {
-            resource_version: context.resource_version.clone(),
-            answers: matches!(action, Action::Bootstrap | Action::Stage),
-            action,
-            ring: applied.ring.clone(),
-        };
-        self.tell_under_way();
-        if let Some(operator) = &mut self.operator {
-            operator.rotations.handle_writing(&evaluation.decision, &applied.ring);
-        }
-        let (before, now) = (context.ring.as_ref(), evaluation.now.monotonic);
-        self.evaluator.memory.handle_writing(before, &applied.ring, now);
-        let told = AppliedDecision {
-            decision: evaluation.decision.clone(),
-            before: context.ring.clone(),
-            after: applied.ring,
-            collisions: applied.collisions,
-            delay: evaluation.cluster.is_none().then_some(self.delay),
-        };
-        self.step = Step::Written(context, evaluation, Box::new(told));
-        Ok(Some(write))
     }
 }
 

@@ -10,7 +10,7 @@ use secureoverlay_k8s::{
     object::Object,
 };
 use secureoverlay_keyring::condition::ConditionStatus;
-use secureoverlay_manager::objects;
+use secureoverlay_manager::io::objects;
 use secureoverlay_manager_core::operator::{ObjectReference, ObjectWrite};
 use serde_json::{Value, json};
 

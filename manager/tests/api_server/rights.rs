@@ -14,7 +14,7 @@ use secureoverlay_k8s::{
     names::{NAMESPACE, SECRET},
     node_encryption::{NodeEncryption, NodeEncryptionSpec},
 };
-use secureoverlay_manager::{
+use secureoverlay_manager::io::{
     outbox::{self, Notice, Subject},
     snapshot, taint,
 };

@@ -11,11 +11,13 @@ use secureoverlay_keyring::{
     uid::Uid,
 };
 use secureoverlay_manager::{
-    cluster_cache::ClusterCache,
-    driver::Driver,
-    metrics::Metrics,
-    outbox,
-    store::{Store, Written},
+    io::{
+        cluster_cache::ClusterCache,
+        outbox,
+        store::{Store, Written},
+    },
+    run::driver::Driver,
+    telemetry::metrics::Metrics,
 };
 use secureoverlay_manager_core::{
     controller::{ControllerOptions, Now, Outcome},

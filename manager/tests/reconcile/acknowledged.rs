@@ -8,7 +8,7 @@ use secureoverlay_keyring::{
     acknowledgement::Acknowledgement,
     keyring::Role::{Active, Retiring, Staged},
 };
-use secureoverlay_manager::driver::ReconcileError;
+use secureoverlay_manager::run::driver::ReconcileError;
 use secureoverlay_manager_core::{controller::Outcome, notification::EventReason, rollout_mode::RolloutMode};
 use secureoverlay_rotation::{DRAIN, step_wait};
 use serde_json::json;

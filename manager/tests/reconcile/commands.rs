@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use secureoverlay_keyring::keyring::Role::Active;
 use secureoverlay_manager::{
-    rotate::{Progress, ask, follow},
-    store::Store,
+    cli::rotate::{Progress, ask, follow},
+    io::store::Store,
 };
 use secureoverlay_rotation::DRAIN;
 use tokio::time::{Instant, sleep};

@@ -10,7 +10,7 @@ use secureoverlay_keyring::{
     },
     settings::EnforcementGoal,
 };
-use secureoverlay_manager::outbox::Notice;
+use secureoverlay_manager::io::outbox::Notice;
 use secureoverlay_manager_core::notification::EventReason;
 use secureoverlay_rotation::DRAIN;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use secureoverlay_keyring::keyring::Role::{Active, Retiring};
-use secureoverlay_manager::outbox::{self, Notice, Subject};
+use secureoverlay_manager::io::outbox::{self, Notice, Subject};
 use secureoverlay_manager_core::{controller::Outcome, notification::EventReason};
 use serde_json::json;
 

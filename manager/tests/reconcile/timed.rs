@@ -9,7 +9,10 @@ use secureoverlay_keyring::{
     keyring::{Enforcement, Identities, Role},
     settings::RotationSchedule,
 };
-use secureoverlay_manager::{driver::ReconcileError, outbox::Notice, store::StoreError};
+use secureoverlay_manager::{
+    io::{outbox::Notice, store::StoreError},
+    run::driver::ReconcileError,
+};
 use secureoverlay_manager_core::{controller::Outcome, notification::EventReason};
 use serde_json::{Value, json};
 

@@ -4,9 +4,11 @@ use axum::http::StatusCode;
 use futures::channel::mpsc::unbounded;
 use secureoverlay_keyring::keyring::Role::{Active, Retiring, Staged};
 use secureoverlay_manager::{
-    cluster_cache::{self, ClusterCache},
-    driver::ReconcileError,
-    snapshot,
+    io::{
+        cluster_cache::{self, ClusterCache},
+        snapshot,
+    },
+    run::driver::ReconcileError,
 };
 use secureoverlay_manager_core::{node_count_guard::DISTRUST, snapshot::ClusterState};
 use serde_json::json;

@@ -16,13 +16,13 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
-use secureoverlay_agent::kernel::XfrmSocket;
 use secureoverlay_agent_core::{
     journal::{Journal, NoStore, Record},
     plan::ReconcileTarget,
     reconcile::{Reconciler, SaLimits},
     teardown::TeardownPhase,
 };
+use secureoverlay_agent_kernel::XfrmSocket;
 use serde_json::{Value, json};
 
 use crate::{cluster::Cluster, meter::Meter};

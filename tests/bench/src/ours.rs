@@ -3,12 +3,13 @@
 use std::mem;
 
 use anyhow::{Context, ensure};
-use secureoverlay_agent::{kernel::XfrmSocket, startup};
+use secureoverlay_agent::run::startup;
 use secureoverlay_agent_core::{
     journal::JournalStore,
     plan::{Planner, ReconcileTarget},
     reconcile::{ReconcileReport, Reconciler, SaLimits},
 };
+use secureoverlay_agent_kernel::XfrmSocket;
 use secureoverlay_k8s::node_encryption::Durability;
 use serde_json::{Value, json};
 

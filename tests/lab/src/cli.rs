@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::cache::kubernetes::Kubernetes;
+use crate::cache::tools::Tool;
 use crate::capture::Capture;
 use crate::demo;
 use crate::guest::{self, GuestArgs};
@@ -110,6 +111,8 @@ enum Cmd {
         #[arg(long)]
         keep: bool,
     },
+    /// Print where a program is that checks or installs packages; it is fetched or built if it is not there.
+    Tool { tool: Tool },
     /// Run a command under the guests' kernel, which has all of IPsec, on this machine's own files.
     Kernel(KernelArgs),
     /// What the scenario `mtu` runs in a guest.
@@ -201,6 +204,7 @@ fn dispatch(command: Cmd, named: Option<Place>) -> Result<i32> {
                 }
             }
         }
+        Cmd::Tool { tool } => println!("{}", tool.get()?.display()),
         Cmd::Kernel(args) => return kernel_command::run(&args),
         Cmd::MeasureMtu => largest::main()?,
         Cmd::Guest { args, server } => guest::main(&args, server)?,

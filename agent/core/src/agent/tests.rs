@@ -1,17 +1,21 @@
 //! The agent as its shell drives it, on a model of the kernel.
 
 use rand::{SeedableRng, rngs::StdRng};
-use secureoverlay_keyring::{keyring::Role, probe::Probe};
+use secureoverlay_keyring::{
+    keyring::{Enforcement, KeyRing, Role},
+    probe::Probe,
+};
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
-    announcer::Announcement,
+    announcer::{Announcement, Request, WriteResult},
     fake_kernel::FakeKernel,
-    identity::LocalIdentity,
+    identity::{Identity, LocalIdentity},
     journal::{Journal, NoStore, Record},
-    peers::Content,
+    peers::{Content, NodeLookup, PeerObject},
     reconcile::{Reconciler, SaLimits},
+    ring_cache::{Installation, RingInput},
     testing::{OwnedKernel, address, identity, peer_object, ring, uid},
 };
 

@@ -173,7 +173,7 @@ fn report(node: &Node, status: &NodeEncryptionStatus, context: &Context<'_>, iss
             let message = "the key ring still excludes it: its pod traffic is in the clear";
             issues.add(Effect::Plaintext, "Excluded", message, manager_log());
         }
-        NodeState::Off | NodeState::Waiting | NodeState::Stopped => {
+        NodeState::Off | NodeState::Waiting => {
             issues.add(Effect::Plaintext, &ready.reason, &ready.message, describe());
         }
     }

@@ -11,10 +11,12 @@ use secureoverlay_keyring::{
     settings::{EnforcementGoal, Settings},
 };
 use secureoverlay_manager::{
-    cluster_cache::ClusterCache,
-    driver::{Driver, Random, ReconcileError},
-    metrics::Metrics,
-    outbox::{self, Notice},
+    io::{
+        cluster_cache::ClusterCache,
+        outbox::{self, Notice},
+    },
+    run::driver::{Driver, Random, ReconcileError},
+    telemetry::metrics::Metrics,
 };
 use secureoverlay_manager_core::{
     controller::{ControllerOptions, Now, Outcome},

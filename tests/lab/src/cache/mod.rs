@@ -10,6 +10,7 @@ mod mirror;
 pub mod packages;
 pub mod rootfs;
 pub mod strongswan;
+pub mod tools;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

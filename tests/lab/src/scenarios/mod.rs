@@ -16,6 +16,7 @@ mod esp_blocked;
 mod flush;
 mod foreign;
 mod held_back;
+mod helm;
 mod identity;
 mod ike;
 mod intruder;
@@ -85,6 +86,7 @@ pub static ALL: &[Scenario] = &[
     identity::SCENARIO,
     partition::SCENARIO,
     reapply::SCENARIO,
+    helm::SCENARIO,
     leaks::SCENARIO,
     foreign::SCENARIO,
     coverage::SCENARIO,

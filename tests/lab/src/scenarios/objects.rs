@@ -266,6 +266,7 @@ fn history(lab: &Lab, report: &mut Report) -> Result<()> {
         Ok(lab.kubectl_json(&[OPERATOR, "get", "keyrotations"])?["items"].as_array().map_or(0, Vec::len))
     };
     until("the history to be pruned", PATIENCE, || Ok(count()? == HISTORY))?;
+    until("the limit in the ring", PATIENCE, || Ok(settings(lab)?["rotation"]["historyLimit"] == HISTORY))?;
     report.figure("history_kept", count()?);
     Ok(())
 }

@@ -38,8 +38,7 @@ impl Programs {
     /// A control plane without nodes is served by the programs in `$KUBEBUILDER_ASSETS`, where that is set;
     /// nodes want an API server of their own version.
     pub fn get(release: &'static Release, with_nodes: bool) -> Result<Self> {
-        let tools = tools(release)?;
-        let kubectl = tools.join("root/usr/bin/kubectl");
+        let (tools, kubectl) = (tools(release)?, kubectl(release)?);
         if let (false, Some(assets)) = (with_nodes, kubebuilder_assets()) {
             note(format!("using the API server and etcd in {}", assets.display()));
             let (api_server, etcd) = (assets.join("kube-apiserver"), assets.join("etcd"));
@@ -59,6 +58,11 @@ impl Programs {
 fn kubebuilder_assets() -> Option<PathBuf> {
     let dir = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?);
     (dir.join("kube-apiserver").is_file() && dir.join("etcd").is_file()).then_some(dir)
+}
+
+/// kubectl alone, which takes seconds.
+pub fn kubectl(release: &Release) -> Result<PathBuf> {
+    Ok(tools(release)?.join("root/usr/bin/kubectl"))
 }
 
 fn tools(release: &Release) -> Result<PathBuf> {
