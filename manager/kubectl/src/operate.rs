@@ -39,7 +39,7 @@ pub async fn enforcement(api: &Api, output: Output) -> anyhow::Result<Exit> {
 }
 
 const NONE: &str = "there is no ClusterEncryption named default: the manager makes it at the first installation; create it \
-                    with all settings that you want (docs/operations/install.md)";
+                    with all settings that you want (docs/operations/install.md, \"Settings\")";
 
 /// Changes how far it is to go.
 pub async fn enforce(api: &Api, mode: Mode) -> anyhow::Result<Exit> {
