@@ -10,7 +10,7 @@ use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
-use secureoverlay_agent_core::{JOINING, agent::GATEWAY_UNKNOWN};
+use secureoverlay_agent_core::agent::GATEWAY_UNKNOWN;
 use secureoverlay_k8s::{
     access,
     client::describe,
@@ -34,6 +34,9 @@ const FEW: usize = 50;
 const WRITES_A_SECOND: u32 = 100;
 /// Between two writes of one agent.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Pairs with a node that joins or boots are proven within this time, also on busy nodes: nothing is written about them
+/// before.
+const UNPROVEN: Duration = Duration::from_secs(30);
 /// Before another attempt after a failure; doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause between attempts.
@@ -68,8 +71,8 @@ pub async fn write(
         // be written.
         let pause = written
             .as_ref()
-            .filter(|(written, _)| only_pairs_differ(written, &want))
-            .map_or(Duration::ZERO, |_| JOINING);
+            .filter(|(written, _)| only_pairs_differ(written, &want) && !all_proven(&want))
+            .map_or(Duration::ZERO, |_| UNPROVEN);
         let own = *changed_at.get_or_insert_with(Instant::now) + pause + spread.mul_f64(share);
         let at = written.as_ref().map_or(own, |(_, at)| own.max(*at + spread.max(PAUSE)));
         tokio::select! {
@@ -144,6 +147,13 @@ fn only_pairs_differ(written: &DesiredStatus, want: &DesiredStatus) -> bool {
     };
     (written.node, written.renewal) == (want.node, want.renewal)
         && without_pairs(written) == without_pairs(want)
+}
+
+/// Whether there is nothing left to wait for: good news is written at once.
+fn all_proven(status: &DesiredStatus) -> bool {
+    status.status.acknowledgement.as_ref().is_some_and(|ack| {
+        ack.all_pairs_proven && !ack.no_peers && ack.unknown_gateways == Default::default()
+    })
 }
 
 /// This node's place among all, from 0 to 1: the same for ever, so that the nodes never come all at once.

@@ -306,3 +306,30 @@ fn nodes_spread_evenly() {
     assert!((400..600).contains(&early), "{early}");
     assert_eq!([spread(10), spread(49), spread(5000)], [Duration::ZERO, Duration::ZERO, 50 * SECOND]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn pair_that_is_proven_soon_is_not_written_about_and_one_that_is_not_is() {
+    let with = |all_pairs_proven: bool| {
+        let mut want = want(1, &[1], 2);
+        want.status.acknowledgement.as_mut().unwrap().all_pairs_proven = all_pairs_proven;
+        want
+    };
+    let case = Case::start(Server::default());
+    let writes = || case.metrics.status_writes("written");
+    case.want(with(true));
+    sleep(SECOND).await;
+    assert_eq!(writes(), 1);
+    case.want(with(false));
+    sleep(20 * SECOND).await;
+    case.want(with(true));
+    sleep(60 * SECOND).await;
+    assert_eq!(writes(), 1, "a node has joined");
+    case.want(with(false));
+    sleep(29 * SECOND).await;
+    assert_eq!(writes(), 1);
+    sleep(2 * SECOND).await;
+    assert_eq!((writes(), case.written().all_pairs_proven), (2, false));
+    case.want(with(true));
+    sleep(SECOND).await;
+    assert_eq!((writes(), case.written().all_pairs_proven), (3, true), "good news is written at once");
+}

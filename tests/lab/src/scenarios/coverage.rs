@@ -30,7 +30,7 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 /// How long a node may take to notice another layout.
-const NOTICED: Duration = Duration::from_secs(30);
+const NOTICED: Duration = Duration::from_secs(60);
 /// How long traffic is looked at: longer than the agent's pause between two looks at its routes, so that what it says
 /// afterwards is about this layout.
 const WATCHED: Duration = Duration::from_secs(12);

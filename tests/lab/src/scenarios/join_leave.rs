@@ -117,7 +117,7 @@ impl Joins<'_> {
     /// Also shows what others wrote.
     fn note_writes(&mut self, writes: Writes) -> Result<()> {
         let written = writes.stop(self.overlay.lab)?;
-        let others = written.last.iter().filter(|(object, _)| !object.ends_with(&self.moving.name));
+        let others = written.statuses.iter().filter(|(object, _)| !object.ends_with(&self.moving.name));
         others.for_each(|(object, status)| note(format!("  {object} was written: {status}")));
         self.written.add(written);
         Ok(())

@@ -13,7 +13,7 @@ use super::cluster::until;
 use super::decrypt::private_key;
 use super::junk::rings_are;
 use super::overlay::{Manifest, NAMESPACE, Overlay, PATIENCE};
-use super::processes::{AGENT, MANAGER, pids};
+use super::processes::{AGENT, MANAGER, pids, signal};
 use super::ring::{self, Ring};
 use super::{dumpable, metrics, rotate_timed, xfrm};
 use crate::interface::{IDENTITY, JOURNAL, LOG, STATE, STATE_DIRECTORY, metric};
@@ -195,7 +195,11 @@ fn refuse(lab: &Lab) -> Result<()> {
         "ip xfrm state delete {id} spi {spi} && \
          ip xfrm state allocspi {id} mode transport reqid 7 min {spi} max {spi}"
     );
-    lab.exec_ok(&node.name, &["sh", "-c", &script])?;
+    // Or the agent puts its SA back between the two.
+    ensure!(signal(lab, &node.name, AGENT, "-STOP")? == 1, "no agent to be stopped on {}", node.name);
+    let replaced = lab.exec_ok(&node.name, &["sh", "-c", &script]);
+    signal(lab, &node.name, AGENT, "-CONT")?;
+    replaced?;
     until("the kernel to refuse an SA", PATIENCE, || Ok(refused()? > before))?;
     // It may have gone by itself.
     lab.exec(&node.name, &["sh", "-c", &format!("ip xfrm state delete {id} spi {spi}")])?;

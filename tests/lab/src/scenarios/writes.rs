@@ -30,8 +30,8 @@ pub struct Written {
     pub ring: u64,
     /// Writes of agents' objects, by `KIND/NAME`.
     pub objects: BTreeMap<String, u64>,
-    /// What was written last, for people: the status as JSON.
-    pub last: BTreeMap<String, String>,
+    /// Each object and status that was written, as JSON, for people.
+    pub statuses: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Writes {
         for (kind, watch) in KINDS.into_iter().zip(self.watches) {
             for (name, status) in watch.stop()?.iter().filter_map(|line| written_object(line)) {
                 *written.objects.entry(format!("{kind}/{name}")).or_default() += 1;
-                written.last.insert(format!("{kind}/{name}"), status.to_owned());
+                written.statuses.push((format!("{kind}/{name}"), status.to_owned()));
             }
         }
         Ok(written)
@@ -66,7 +66,7 @@ impl Written {
     /// Adds what was written during something else.
     pub fn add(&mut self, more: Self) {
         self.ring += more.ring;
-        self.last.extend(more.last);
+        self.statuses.extend(more.statuses);
         for (object, count) in more.objects {
             *self.objects.entry(object).or_default() += count;
         }
