@@ -30,7 +30,6 @@ pub mod evidence;
 mod exclusion;
 mod inputs;
 mod memory;
-mod phase;
 mod schedule;
 mod step;
 
@@ -44,8 +43,8 @@ pub use evidence::{
 pub use exclusion::{Exclusions, exclusions};
 pub use inputs::{History, Inputs, Requests};
 pub use memory::{AfterFailure, Pace, RotationMemory};
-pub use phase::Phase;
 pub use schedule::RotationTimes;
+pub use secureoverlay_keyring::phase::Phase;
 
 /// After the last node has stopped sending with a generation, packets of it may still be under way.
 pub const DRAIN: Duration = Duration::from_secs(5);
