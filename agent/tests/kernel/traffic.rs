@@ -36,7 +36,7 @@ fn counter(node: &Namespace, name: &str) -> u64 {
     node.enter(|| parse_xfrm_stat(&std::fs::read_to_string("/proc/thread-self/net/xfrm_stat").unwrap())[name])
 }
 
-/// Everything for A to B under `spi`: B receives and insists, A sends.
+/// Everything for A to B under `spi`: B receives and enforces, A sends.
 fn encrypt(nodes: &Nodes, spi: u32) {
     nodes.b.enter(|| {
         let mut kernel = XfrmSocket::open().unwrap();

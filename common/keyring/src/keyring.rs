@@ -30,7 +30,7 @@ pub const MAX_EXCLUDED: usize = 10_000;
 /// Longest name of a node (RFC 1123 subdomain), in bytes.
 pub const MAX_NODE_NAME: usize = 253;
 
-/// How far encryption is insisted on.
+/// How far encryption is enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
@@ -175,7 +175,7 @@ pub struct KeyRing {
     /// UID of the DaemonSet that this ring was made for; absent where the manager may not read it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation: Option<Uid>,
-    /// How far encryption is insisted on.
+    /// How far encryption is enforced.
     pub enforcement: Enforcement,
     /// When the next rotation is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]

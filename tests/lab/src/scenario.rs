@@ -117,7 +117,7 @@ impl Scenario {
     }
 }
 
-/// SecureOverlay, at work, insisting and between two rotations if the scenario needs that; and a prober on each node.
+/// SecureOverlay, at work, enforcing and between two rotations if the scenario needs that; and a prober on each node.
 #[derive(Debug)]
 pub struct Installed<'l> {
     /// SecureOverlay, from our manifest.

@@ -101,7 +101,7 @@ impl<'a> Story<'a> {
         self.switch_on(report)?;
         self.mend_mtu(report)?;
         self.encrypted(report)?;
-        self.insist(report)?;
+        self.enforce(report)?;
         self.rotate(report)?;
         self.kill(report)?;
         self.apply_again(report)?;
@@ -250,10 +250,10 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    fn insist(&mut self, report: &mut Report) -> Result<()> {
-        chapter(5, "Every node insists");
+    fn enforce(&mut self, report: &mut Report) -> Result<()> {
+        chapter(5, "Every node enforces");
         let lab = self.lab;
-        self.encrypted_step("nodes begin to insist", report, || enforcing::wait(lab))?;
+        self.encrypted_step("nodes begin to enforce", report, || enforcing::wait(lab))?;
         say(&format!(
             "Every node has said that it sends and receives encrypted, and that nothing speaks against it. From here on its \
              kernel drops what comes or would leave in the clear, whatever crashes. kubectl get nodeencryptions:\n\n{}",

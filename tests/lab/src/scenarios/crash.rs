@@ -1,4 +1,4 @@
-//! Agents and manager die while every node insists: killed, out of memory, evicted.
+//! Agents and manager die while every node enforces: killed, out of memory, evicted.
 
 use std::thread;
 
@@ -15,7 +15,7 @@ use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "crash",
-    about: "agents and manager are killed, run out of memory and are evicted while every node insists",
+    about: "agents and manager are killed, run out of memory and are evicted while every node enforces",
     tier: Tier::Gate,
     estimate: 40,
     alone: false,

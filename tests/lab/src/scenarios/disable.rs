@@ -1,4 +1,4 @@
-//! Up and down the ladder on request, with everything installed: nothing is lost.
+//! Down to off and up again by the setting `enforcement`: nothing is lost.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "disable",
-    about: "ucp-secureoverlay-mgr enforce leads down to off and up again under traffic, and nothing is lost",
+    about: "the setting `enforcement` leads down to off and up again under traffic, and nothing is lost",
     tier: Tier::Gate,
     estimate: 50,
     alone: false,
@@ -27,7 +27,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
             std::thread::sleep(Duration::from_secs(2));
             Ok(())
         })?;
-        report.check(down.wire.esp > 0, "what is not insisted on is encrypted all the same");
+        report.check(down.wire.esp > 0, "what is not enforced is encrypted all the same");
         totals.event(report, probe, "enforce off", false, || {
             enforcing::request(lab, "off")?;
             enforcing::wait_gone(lab)

@@ -1,4 +1,4 @@
-//! From the clear to nothing but ESP under traffic: first all receive, then all send, then all insist.
+//! From the clear to nothing but ESP under traffic: first all receive, then all send, then all enforce.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     let lab = overlay.lab;
     let mut totals = Totals::default();
     let mut took = Duration::ZERO;
-    totals.event(report, probe, "kubectl apply, until every node insists", false, || {
+    totals.event(report, probe, "kubectl apply, until every node enforces", false, || {
         let begun = Instant::now();
         enforcing::enable(overlay)?;
         took = begun.elapsed();
@@ -35,7 +35,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         format!("kubectl get nodeencryptions shows {shown} nodes as enforcing:\n{table}"),
     );
     let calm = profile.lasting(6, 30);
-    totals.event(report, probe, "while every node insists", true, || {
+    totals.event(report, probe, "while every node enforces", true, || {
         std::thread::sleep(calm);
         Ok(())
     })?;

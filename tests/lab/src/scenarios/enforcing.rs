@@ -1,4 +1,4 @@
-//! How far encryption is insisted on, as an operator sees it and as the kernels do.
+//! How far encryption is enforced, as an operator sees it and as the kernels do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,10 +36,10 @@ pub fn request_nothing(lab: &Lab) -> Result<()> {
 
 /// Waits until ring, kernels and `kubectl get nodeencryptions` say that nothing leaves or enters in the clear.
 pub fn wait(lab: &Lab) -> Result<()> {
-    until("every node to insist", PATIENCE, || enforces(lab, lab.nodes()))
+    until("every node to enforce", PATIENCE, || enforces(lab, lab.nodes()))
 }
 
-/// Whether the ring and these nodes insist.
+/// Whether the ring and these nodes enforce.
 pub fn enforces(lab: &Lab, nodes: &[Node]) -> Result<bool> {
     if Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "enforcing") {
         return Ok(false);
@@ -71,7 +71,7 @@ pub fn proven(lab: &Lab) -> Result<bool> {
     }))
 }
 
-/// Applies, and waits until everything is up and insists.
+/// Applies, and waits until everything is up and enforces.
 pub fn enable(overlay: &Overlay<'_>) -> Result<()> {
     overlay.enable()?;
     rotate_timed::wait_steady(overlay.lab)?;
@@ -92,19 +92,19 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Does something under traffic that must lose nothing. With `insists` nothing may be seen in the clear either.
+    /// Does something under traffic that must lose nothing. With `enforces` nothing may be seen in the clear either.
     pub fn event(
         &mut self,
         report: &mut Report,
         probe: &Probe,
         what: &str,
-        insists: bool,
+        enforces: bool,
         event: impl FnOnce() -> Result<()>,
     ) -> Result<Watched> {
         crate::progress::note(what);
         let watched = wire::watch(probe, what, event)?;
         watched.check_delivered(report);
-        if insists {
+        if enforces {
             watched.check_encrypted(report);
             self.plaintext += watched.wire.ipip;
         }

@@ -43,7 +43,7 @@ fn run(installed: &Installed<'_>, report: &mut Report, _: Profile) -> Result<()>
 
 fn live(Installed { overlay, probe }: &Installed<'_>, report: &mut Report) -> Result<()> {
     let (lab, pairs) = (overlay.lab, probe.pairs());
-    let (mut named, mut insisted) = (0, false);
+    let (mut named, mut enforced) = (0, false);
     let blocked = wire::watch(probe, "while ESP is dropped", || {
         note("kubectl apply");
         overlay.apply()?;
@@ -58,10 +58,10 @@ fn live(Installed { overlay, probe }: &Installed<'_>, report: &mut Report) -> Re
         until("the new agents to know it again", PATIENCE, || Ok(unproven(lab)? == Some(pairs)))?;
         std::thread::sleep(BLOCKED);
         named = named_pairs(lab)?;
-        insisted = Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "permissive");
+        enforced = Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "permissive");
         Ok(())
     })?;
-    report.check(!insisted, "what does not pass is not enforced");
+    report.check(!enforced, "what does not pass is not enforced");
     report.figure("named", named);
     report.check(named == pairs, format!("{named} of {pairs} pairs are named as unproven"));
     blocked.check_delivered(report);

@@ -38,8 +38,8 @@ const N: usize = 200;
 /// Probes a second in each direction: so few that what was held back for a minute is still within the replay window of
 /// 4096.
 const RATE: u32 = 50;
-/// How long nodes may take until they insist, once all encrypt.
-const INSISTING: Duration = Duration::from_secs(60);
+/// How long nodes may take until they enforce, once all encrypt.
+const ENFORCING: Duration = Duration::from_secs(60);
 /// How long what was sent may take until it is counted.
 const COUNTED: Duration = Duration::from_secs(10);
 /// The discard port (RFC 863): nothing listens there, and the pod's kernel counts what comes.
@@ -145,12 +145,12 @@ fn run(lab: &Lab, report: &mut Report, _: Profile) -> Result<()> {
     overlay.disable_and_check(report)
 }
 
-/// Waits until the ring says that nodes insist, and all do.
+/// Waits until the ring says that nodes enforce, and all do.
 fn wait_insisting(lab: &Lab) -> Result<()> {
     let peers = lab.nodes().len() - 1;
-    until("every node to insist on ESP", INSISTING, || {
+    until("every node to require ESP", ENFORCING, || {
         let says = Ring::read(lab)?.is_some_and(|ring| ring.enforcement() == "enforcing" && ring.is_steady());
-        Ok(says && xfrm::dump(lab)?.values().all(|kernel| kernel.insists(peers)))
+        Ok(says && xfrm::dump(lab)?.values().all(|kernel| kernel.enforces(peers)))
     })
 }
 

@@ -64,7 +64,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, _: Pro
         lab.set_tunnel_mtu(ROOM)?;
         enforcing::wait(lab)
     })?;
-    totals.event(report, probe, "while every node insists", true, || {
+    totals.event(report, probe, "while every node enforces", true, || {
         std::thread::sleep(Duration::from_secs(3));
         Ok(())
     })?;

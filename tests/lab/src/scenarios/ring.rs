@@ -59,7 +59,7 @@ impl Ring {
         self.generations().find(|generation| generation["role"] == role)?["suite"].as_str().map(str::to_owned)
     }
 
-    /// How far nodes insist: `off`, `permissive` or `enforcing`.
+    /// How far nodes enforce: `off`, `permissive` or `enforcing`.
     pub fn enforcement(&self) -> &str {
         self.0["enforcement"].as_str().unwrap_or_default()
     }

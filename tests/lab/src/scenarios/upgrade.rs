@@ -1,4 +1,4 @@
-//! Agents and manager are replaced while every node insists: no SA is made anew, nothing is lost, nothing in the clear.
+//! Agents and manager are replaced while every node enforces: no SA is made anew, nothing is lost, nothing in the clear.
 
 use anyhow::Result;
 
@@ -9,7 +9,7 @@ use crate::scenario::{Installed, Profile, Report, Run, Scenario, Tier};
 
 pub const SCENARIO: Scenario = Scenario {
     name: "upgrade",
-    about: "kubectl rollout restart, and images of another version, while every node insists",
+    about: "kubectl rollout restart, and images of another version, while every node enforces",
     tier: Tier::Gate,
     estimate: 60,
     alone: false,

@@ -93,7 +93,7 @@ impl Kernel {
     }
 
     /// Plaintext is refused: what comes from so many peers must be ESP, and all else of protocol 4 is blocked.
-    pub fn insists(&self, peers: usize) -> bool {
+    pub fn enforces(&self, peers: usize) -> bool {
         let inbound = || self.policies.iter().filter(|entry| ours(entry) && entry.contains(" dir in "));
         inbound().any(|entry| entry.contains(" action block "))
             && inbound().filter(|entry| entry.contains(" tmpl ") && !entry.contains(" dport ")).count()
@@ -257,10 +257,10 @@ src 0.0.0.0/0 dst 0.0.0.0/0 proto 4 uid 0
     fn a_kernel_insists_with_blocks_and_a_policy_for_each_peer() {
         let required = POLICY.replace(" dir out ", " dir in ").replace("\tdir out ", "\tdir in ");
         let of = |policies: &str| Kernel { states: BTreeSet::new(), policies: entries(policies) };
-        assert!(of(&required).insists(1));
-        assert!(!of(&required).insists(2), "a peer is missing");
-        assert!(!of(POLICY).insists(1), "nothing is required of the peer");
-        assert!(!of(&required.replace("action block", "action allow")).insists(1), "nothing is blocked");
+        assert!(of(&required).enforces(1));
+        assert!(!of(&required).enforces(2), "a peer is missing");
+        assert!(!of(POLICY).enforces(1), "nothing is required of the peer");
+        assert!(!of(&required.replace("action block", "action allow")).enforces(1), "nothing is blocked");
     }
 
     #[test]
