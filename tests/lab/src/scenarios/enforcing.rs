@@ -41,14 +41,21 @@ pub fn wait(lab: &Lab) -> Result<()> {
 
 /// Whether the ring and these nodes enforce.
 pub fn enforces(lab: &Lab, nodes: &[Node]) -> Result<bool> {
+    Ok(not_enforced(lab, nodes)?.is_none())
+}
+
+/// What does not enforce of the ring and these nodes, if anything.
+fn not_enforced(lab: &Lab, nodes: &[Node]) -> Result<Option<String>> {
     if Ring::read(lab)?.is_none_or(|ring| ring.enforcement() != "enforcing") {
-        return Ok(false);
+        return Ok(Some("the ring does not enforce".to_owned()));
     }
     let (kernels, say) = (xfrm::dump(lab)?, manager::statuses(lab, "state")?);
-    Ok(nodes.iter().all(|node| {
+    Ok(nodes.iter().find_map(|node| {
         // Out and in.
         let blocks = kernels.get(&node.name).map_or(0, xfrm::Kernel::blocks);
-        blocks >= 2 && say.get(&node.name).is_some_and(|says| says == "Enforcing")
+        let says = say.get(&node.name);
+        let enforces = blocks >= 2 && says.is_some_and(|says| says == "Enforcing");
+        (!enforces).then(|| format!("{} says {says:?}, and has {blocks} blocks", node.name))
     }))
 }
 
@@ -58,17 +65,33 @@ pub fn wait_proven(lab: &Lab) -> Result<()> {
 }
 
 /// Whether they have.
-pub fn proven(lab: &Lab) -> Result<bool> {
-    let Some(ring) = Ring::read(lab)? else { return Ok(false) };
-    let Some(active) = ring.uid("active") else { return Ok(false) };
+fn proven(lab: &Lab) -> Result<bool> {
+    Ok(not_proven(lab)?.is_none())
+}
+
+/// What is not proven, if anything.
+fn not_proven(lab: &Lab) -> Result<Option<String>> {
+    let ring = Ring::read(lab)?;
+    let Some((ring, active)) = ring.and_then(|ring| ring.uid("active").map(|active| (ring, active))) else {
+        return Ok(Some("the ring has no active generation".to_owned()));
+    };
     let all = manager::statuses(lab, "acknowledgement")?;
-    Ok(lab.nodes().iter().all(|node| {
-        all.get(&node.name).is_some_and(|said| {
-            let unproven = manager::unproven_in(said, &active);
-            let ours = lab.nodes().iter().filter(|other| unproven.contains(&other.name));
-            said["ackId"] == ring.ack_id() && said["activeGeneration"] == *active && ours.count() == 0
-        })
+    Ok(lab.nodes().iter().find_map(|Node { name, .. }| {
+        let Some(said) = all.get(name) else { return Some(format!("{name} has said nothing")) };
+        if said["ackId"] != ring.ack_id() || said["activeGeneration"] != *active {
+            return Some(format!("{name} has not answered the ring as it is"));
+        }
+        let unproven = manager::unproven_in(said, &active);
+        let ours = lab.nodes().iter().find(|other| unproven.contains(&other.name));
+        ours.map(|other| format!("{name} has not proven {}", other.name))
     }))
+}
+
+/// What nodes lack until they enforce and have proven all pairs; an API server in the middle of something counts.
+pub fn lacks(lab: &Lab) -> Option<String> {
+    let enforcement = not_enforced(lab, lab.nodes());
+    let lack = enforcement.and_then(|lack| lack.map_or_else(|| not_proven(lab), |lack| Ok(Some(lack))));
+    lack.unwrap_or_else(|error| Some(format!("{error:#}")))
 }
 
 /// Applies, and waits until everything is up and enforces.

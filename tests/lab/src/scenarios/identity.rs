@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::cluster::{kubectl_with, until};
+use super::cluster::{kubectl_with, until, until_healed};
 use super::enforcing;
 use super::ledger::Ledger;
 use super::overlay::{NAMESPACE, Overlay, PATIENCE};
@@ -123,7 +123,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
         let watched = wire::watch(sending, name, || {
             let begun = Instant::now();
             inflict(&stage)?;
-            until(&format!("{name} to heal"), HEALED, || has_healed(&stage))?;
+            until_healed(&format!("{name} to heal"), HEALED, || lacks(&stage))?;
             reachable::wait(lab, node, others)?;
             took = begun.elapsed();
             Ok(())
@@ -156,13 +156,12 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
     ledger.report(lab, report)
 }
 
-/// Every node enforces and has proven all pairs, and announces what it is. The API server may be asked in the middle of
-/// something.
-fn has_healed(stage: &Stage<'_>) -> Result<bool> {
+/// What is lacking until every node enforces, has proven all pairs, and announces what it is.
+fn lacks(stage: &Stage<'_>) -> Option<String> {
     let lab = stage.lab;
-    Ok(enforcing::enforces(lab, lab.nodes()).unwrap_or_default()
-        && enforcing::proven(lab).unwrap_or_default()
-        && lab.nodes().iter().all(|node| announces(lab, node).unwrap_or_default()))
+    let silent = || lab.nodes().iter().find(|node| !announces(lab, node).unwrap_or_default());
+    enforcing::lacks(lab)
+        .or_else(|| silent().map(|node| format!("{} does not announce what it is", node.name)))
 }
 
 /// The node's EncryptionPeer is its Node's, and names first what its agent has: instance, and the address that it sends
@@ -202,7 +201,7 @@ fn definitions_deleted(stage: &Stage<'_>) -> Result<()> {
 fn unchanged(stage: &Stage<'_>, event: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = xfrm::dump(stage.lab)?;
     event()?;
-    until("it to heal", HEALED, || has_healed(stage))?;
+    until_healed("it to heal", HEALED, || lacks(stage))?;
     let changes = xfrm::changes(&before, &xfrm::dump(stage.lab)?);
     anyhow::ensure!(changes.is_empty(), "kernels changed: {changes:?}");
     Ok(())
@@ -258,7 +257,7 @@ fn reboot(stage: &Stage<'_>, boot_id: &str) -> Result<()> {
         let shown = lab.kubectl(&["get", "node", &node.name, "-o", "jsonpath={.status.nodeInfo.bootID}"])?;
         Ok(shown.trim() == boot_id)
     })?;
-    until("it to heal", HEALED, || has_healed(stage))
+    until_healed("it to heal", HEALED, || lacks(stage))
 }
 
 /// An agent that begins with nothing is killed again and again, each time a little later in its start.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::cluster::until;
+use super::cluster::{until, until_healed};
 use super::enforcing;
 use super::ledger::Ledger;
 use super::probe::Probe;
@@ -94,7 +94,7 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
             }
             lab.start_api()?;
             let begun = Instant::now();
-            until("the cluster to heal", HEALED, || has_healed(lab, newest))?;
+            until_healed("the cluster to heal", HEALED, || lacks(lab, newest))?;
             took = begun.elapsed();
             Ok(())
         })?;
@@ -144,12 +144,13 @@ fn without_restart(lab: &Lab, probe: &Probe, backup: &Backup) -> Result<(Watched
     Ok((watched, after))
 }
 
-/// The ring is at least as new as the newest one before, all nodes enforce it, and all pairs are proven with it. An API
-/// server that has just been started may not answer everything.
-fn has_healed(lab: &Lab, newest: u64) -> Result<bool> {
-    let Ok(Some(ring)) = Ring::read(lab) else { return Ok(false) };
-    let new = ring.is_steady() && ring.generation("active").context("a steady ring")? >= newest;
-    Ok(new
-        && enforcing::enforces(lab, lab.nodes()).unwrap_or_default()
-        && enforcing::proven(lab).unwrap_or_default())
+/// What is lacking until the ring is at least as new as the newest one before, all nodes enforce it, and all pairs are
+/// proven with it.
+fn lacks(lab: &Lab, newest: u64) -> Option<String> {
+    let ring = Ring::read(lab).ok().flatten();
+    if !ring.is_some_and(|ring| ring.is_steady() && ring.generation("active").is_some_and(|id| id >= newest))
+    {
+        return Some(format!("the ring is not at generation {newest} or later"));
+    }
+    enforcing::lacks(lab)
 }
