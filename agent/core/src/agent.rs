@@ -19,6 +19,7 @@ mod announcement;
 mod answer;
 mod input;
 mod notices;
+mod paths;
 mod shown;
 mod target;
 
@@ -56,6 +57,7 @@ use crate::{
 pub use self::{
     input::{AgentSettings, Event, IdentityStore, Start},
     notices::{GATEWAY_UNKNOWN, Notice},
+    paths::{PathIn, PathOut},
 };
 
 /// Our own changes of policies are notified as well; and other IPsec software may change many at once.

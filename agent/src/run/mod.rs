@@ -43,7 +43,7 @@ use crate::{
     config::Config,
     io::{
         input::Input,
-        mtu_lookup, status_writer,
+        mtu_lookup, queries, status_writer,
         watches::{daemon_set, failures::Watching, peers, ring_source},
     },
     kernel::{
@@ -75,7 +75,16 @@ pub async fn run(config: Config) -> Result<()> {
     let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
     let (metrics, registry) = Metrics::new();
+    let (inputs, inbox) = mpsc::channel(QUEUE);
     let server = http::bind(config.node.metrics_bind_address, health.clone(), registry).await?;
+    let pages = queries::router(config.node.clone(), inputs.clone());
+    let server = match queries::own_address(server.addr) {
+        None => server.with(pages),
+        Some(own) => {
+            tokio::spawn(http::bind_router(own, pages).await?.serve());
+            server
+        }
+    };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, listen = %server.addr, "agent started");
     let heard = Heard::default();
     let reporter = Reporter::new(&health, metrics.clone(), heard.clone());
@@ -88,7 +97,6 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let announces = matches!(opened.start.identity, LocalIdentity::Announced(_));
     let Opened { start, store, journal, durability, replaced } = opened;
-    let (inputs, inbox) = mpsc::channel(QUEUE);
     follow_sources(&client, config.node.ring_file, &name, announces, &inputs, &(metrics.clone(), heard));
     if announces {
         follow_vm_generation(inputs.clone())?;

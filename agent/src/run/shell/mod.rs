@@ -3,10 +3,12 @@
 //! | module | does |
 //! |---|---|
 //! | `events` | what sources and the kernel's thread tell, handed to the decisions |
+//! | `paths` | answers to operators who ask for the pairs with a peer |
 //! | `requests` | what the decisions want from the API |
 //! | `probes` | pings and their answers |
 
 mod events;
+mod paths;
 mod probes;
 mod requests;
 

@@ -57,10 +57,15 @@ impl<S: IdentityStore> Shell<S> {
 
 /// How many packets an SA has carried.
 fn packets(counters: &mut Option<XfrmSocket>, sa: SaId) -> Option<u64> {
+    carried(counters, sa).map(|(packets, _)| packets)
+}
+
+/// How many packets and bytes an SA has carried.
+pub(super) fn carried(counters: &mut Option<XfrmSocket>, sa: SaId) -> Option<(u64, u64)> {
     if counters.is_none() {
         *counters = XfrmSocket::open().ok();
     }
-    let read = counters.as_mut()?.packets(sa);
+    let read = counters.as_mut()?.carried(sa);
     if read.is_err() {
         *counters = None;
     }
