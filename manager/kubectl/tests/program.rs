@@ -294,7 +294,7 @@ async fn rotation_is_followed_to_its_end_or_left_running() {
         assert!(lines <= 3, "a line for each change: {said}");
     }
     let begun = Instant::now();
-    let child = cluster.command("rotate --wait").stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = cluster.command("rotate --wait").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     tokio::task::block_in_place(|| {
         let waiting = lines.find(|line| line.as_ref().unwrap().contains("waiting for b, c"));
