@@ -5,9 +5,7 @@ use rand::rngs::SysRng;
 use secureoverlay_agent_core::{
     agent::{Event, IdentityStore},
     proof::Received,
-    xfrm::SaId,
 };
-use secureoverlay_agent_kernel::XfrmSocket;
 use secureoverlay_keyring::acknowledgement::EnforcementBlocker;
 use tokio::time::Instant;
 
@@ -21,7 +19,7 @@ impl<S: IdentityStore> Shell<S> {
     pub(super) fn ping(&mut self) -> Result<()> {
         for _ in 0..PINGS {
             let counters = &mut self.counters;
-            let ping = self.agent.poll_ping(now(), &mut SysRng, |sa| packets(counters, sa));
+            let ping = self.agent.poll_ping(now(), &mut SysRng, counters);
             match ping.context("drawing random numbers")? {
                 Some(ping) => self.sockets.ping(&ping),
                 None => return Ok(()),
@@ -32,9 +30,7 @@ impl<S: IdentityStore> Shell<S> {
 
     pub(super) fn receive(&mut self, packet: &Packet) {
         let counters = &mut self.counters;
-        let received = self
-            .agent
-            .handle_packet(packet.from, packet.port, &packet.payload, now(), |sa| packets(counters, sa));
+        let received = self.agent.handle_packet(packet.from, packet.port, &packet.payload, now(), counters);
         match received {
             Received::Answer(payload) => self.sockets.answer(packet, &payload),
             Received::Taken => {}
@@ -53,16 +49,4 @@ impl<S: IdentityStore> Shell<S> {
         let blockers = opened.err().map(blocker).into_iter().collect();
         self.agent.handle_event(Event::Blockers("probes", blockers), now());
     }
-}
-
-/// How many packets an SA has carried.
-fn packets(counters: &mut Option<XfrmSocket>, sa: SaId) -> Option<u64> {
-    if counters.is_none() {
-        *counters = XfrmSocket::open().ok();
-    }
-    let read = counters.as_mut()?.packets(sa);
-    if read.is_err() {
-        *counters = None;
-    }
-    read.ok().flatten()
 }
