@@ -12,7 +12,10 @@ use std::{
 };
 
 use secureoverlay_agent::io::input::Input;
-use secureoverlay_agent_core::agent::Event;
+use secureoverlay_agent_core::{
+    agent::Event,
+    peers::{Content, PeerObject},
+};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::interval};
 
@@ -62,11 +65,13 @@ pub fn through(
             heard.note(&input);
             let input = match input {
                 Input::Agent(Event::PeerList(mut list)) => {
-                    list.retain(|object| keeps(&object.name));
+                    list.iter_mut().filter(|object| !keeps(&object.name)).for_each(empty);
                     Input::Agent(Event::PeerList(list))
                 }
-                Input::Agent(Event::PeerApplied(object)) if !keeps(&object.name) => continue,
-                Input::Agent(Event::PeerDeleted(name)) if !keeps(&name) => continue,
+                Input::Agent(Event::PeerApplied(mut object)) if !keeps(&object.name) => {
+                    empty(&mut object);
+                    Input::Agent(Event::PeerApplied(object))
+                }
                 other => other,
             };
             if to.send(input).await.is_err() {
@@ -75,6 +80,14 @@ pub fn through(
         }
     });
     sender
+}
+
+/// Leaves of an object that it is there: the pace of an agent goes by the number of peers.
+fn empty(object: &mut PeerObject) {
+    if let Ok(Content::Announced(spec)) = &mut object.content {
+        spec.senders.clear();
+        spec.pod_networks.clear();
+    }
 }
 
 /// Writes what was heard every second.
