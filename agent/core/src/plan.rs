@@ -338,9 +338,7 @@ impl Planner {
             let mut offers = vec![Offer::default(); claims.len()];
             for derivation in derivations {
                 let generation = derivation.generation();
-                let is = |other: Option<&secureoverlay_keyring::keyring::Generation>| {
-                    other.is_some_and(|other| other.uid == generation.uid)
-                };
+                let is = |other: Option<&Generation>| other.is_some_and(|other| other.uid == generation.uid);
                 if !input.announced || !(is(active) || is(staged)) {
                     continue;
                 }
