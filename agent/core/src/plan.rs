@@ -1,7 +1,7 @@
 //! What this node's kernel should hold: a pure function of the ring, the peers, and what was proven.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -10,7 +10,7 @@ use std::{
 use secureoverlay_keyring::{
     address::NodeAddress,
     derivation::{Derivation, EndpointKey, SaPath},
-    keyring::{Enforcement, Generation, KeyRing, Role},
+    keyring::{Enforcement, KeyRing, Role},
     node_key::{PublicKey, SharedSecret},
     peer::Instance,
     phase::Phase,
@@ -105,8 +105,6 @@ pub struct PlannedSa {
     pub direction: Direction,
     /// Its generation.
     pub generation: Uid,
-    /// What it was derived from, with the generation.
-    pub path: SaPath,
     /// Hash of its key, for the journal.
     pub fingerprint: u64,
     /// The peer's name.
@@ -190,10 +188,6 @@ impl fmt::Display for Refused {
 pub struct Planner {
     own: Option<PublicKey>,
     shared: BTreeMap<PublicKey, Option<SharedSecret>>,
-    /// Those that the SAs of the plan before were derived from.
-    generations: Vec<Generation>,
-    /// The SAs of the plan before, while another one is made.
-    made: HashMap<(Uid, SaPath), PlannedSa>,
 }
 
 impl Planner {
@@ -221,11 +215,6 @@ impl Planner {
             return plan;
         }
         self.agree(input);
-        self.made.retain(|(uid, _), _| {
-            let now = ring.generation(uid);
-            self.generations.iter().any(|before| now.is_some_and(|now| derive_the_same(before, now)))
-        });
-        self.generations.clone_from(&ring.generations);
         let derivations: Vec<Derivation<'_>> = ring.generations.iter().map(Derivation::new).collect();
         self.add_inbound(&mut plan, input, &derivations);
         self.add_outbound(&mut plan, input, &derivations);
@@ -238,15 +227,6 @@ impl Planner {
         if target.teardown == TeardownPhase::Inactive {
             add_probes(&mut plan, input);
         }
-        plan
-    }
-
-    /// The same plan, made from the one before: an SA that was in that is not derived again.
-    #[must_use]
-    pub fn plan_after(&mut self, before: Plan, target: &ReconcileTarget) -> Plan {
-        self.made = before.sas.into_values().map(|made| ((made.generation, made.path), made)).collect();
-        let plan = self.plan(target);
-        self.made = HashMap::new();
         plan
     }
 
@@ -271,18 +251,12 @@ impl Planner {
         }
     }
 
-    /// The SA, with the key that was agreed upon with the `peer` of this name.
     fn derive(
-        &mut self,
+        &self,
         derivation: &Derivation<'_>,
-        path: SaPath,
-        direction: Direction,
-        (name, peer): (&str, EndpointKey),
-    ) -> Result<PlannedSa, String> {
-        let generation = derivation.generation();
-        if let Some(made) = self.made.remove(&(generation.uid, path)) {
-            return Ok(PlannedSa { direction, peer: renamed(made.peer, name), ..made });
-        }
+        path: &SaPath,
+        peer: EndpointKey,
+    ) -> Result<(SaId, Sa), String> {
         let shared = match peer {
             EndpointKey::Public(key) => match self.shared.get(&key) {
                 Some(Some(shared)) => Some(shared),
@@ -290,15 +264,13 @@ impl Planner {
             },
             EndpointKey::BootId(_) => None,
         };
-        let derived = derivation.derive_sa(&path, shared).map_err(|error| error.to_string())?;
+        let derived = derivation.derive_sa(path, shared).map_err(|error| error.to_string())?;
         let id = SaId { dst: path.dst.address.ip(), spi: derived.spi };
-        let fingerprint = derived.key.fingerprint();
-        let sa = Sa { src: path.src.address.ip(), id, suite: generation.suite, key: derived.key };
-        let (generation, peer) = (generation.uid, name.to_owned());
-        Ok(PlannedSa { sa, direction, generation, path, fingerprint, peer })
+        let suite = derivation.generation().suite;
+        Ok((id, Sa { src: path.src.address.ip(), id, suite, key: derived.key }))
     }
 
-    fn add_inbound(&mut self, plan: &mut Plan, input: &DesiredInput, derivations: &[Derivation<'_>]) {
+    fn add_inbound(&self, plan: &mut Plan, input: &DesiredInput, derivations: &[Derivation<'_>]) {
         let own: BTreeSet<NodeAddress> = input.network.receiving().collect();
         let mut lacking = BTreeSet::new();
         for (entry, peer) in input.peers.entries() {
@@ -311,9 +283,9 @@ impl Planner {
                 let path = entry.path_to(input.identity.entry(*address).endpoint());
                 for derivation in derivations {
                     let added = self
-                        .derive(derivation, path, Direction::In, (peer, entry.key))
+                        .derive(derivation, &path, entry.key)
                         .map_err(|error| Refused::Derivation { peer: peer.to_owned(), error });
-                    let added = added.and_then(|planned| add(plan, planned));
+                    let added = added.and_then(|(id, sa)| add(plan, id, sa, Direction::In, derivation, peer));
                     if let Err(refused) = added {
                         // A sender whose SPI is another's is left to mend it.
                         if matches!(refused, Refused::Derivation { .. }) {
@@ -327,7 +299,7 @@ impl Planner {
         plan.receivable = plan.generations.keys().filter(|uid| !lacking.contains(uid)).copied().collect();
     }
 
-    fn add_outbound(&mut self, plan: &mut Plan, input: &DesiredInput, derivations: &[Derivation<'_>]) {
+    fn add_outbound(&self, plan: &mut Plan, input: &DesiredInput, derivations: &[Derivation<'_>]) {
         let phase = input.ring.phase();
         let (active, staged) = (phase.active(), phase.staged());
         for (dst, claims) in input.peers.claims() {
@@ -338,7 +310,9 @@ impl Planner {
             let mut offers = vec![Offer::default(); claims.len()];
             for derivation in derivations {
                 let generation = derivation.generation();
-                let is = |other: Option<&Generation>| other.is_some_and(|other| other.uid == generation.uid);
+                let is = |other: Option<&secureoverlay_keyring::keyring::Generation>| {
+                    other.is_some_and(|other| other.uid == generation.uid)
+                };
                 if !input.announced || !(is(active) || is(staged)) {
                     continue;
                 }
@@ -347,11 +321,9 @@ impl Planner {
                         address: dst,
                         key: claim.key,
                     });
-                    let derived = self.derive(derivation, path, Direction::Out, (claim.name, claim.key));
-                    let Ok(planned) = derived else { continue };
-                    let spi = planned.sa.id.spi;
-                    if add(plan, planned).is_ok() {
-                        *(if is(active) { &mut offer.active } else { &mut offer.staged }) = Some(spi);
+                    let Ok((id, sa)) = self.derive(derivation, &path, claim.key) else { continue };
+                    if add(plan, id, sa, Direction::Out, derivation, claim.name).is_ok() {
+                        *(if is(active) { &mut offer.active } else { &mut offer.staged }) = Some(id.spi);
                     }
                 }
             }
@@ -373,28 +345,25 @@ impl Planner {
 }
 
 /// Adds an SA. The first sender that has an SPI keeps it.
-fn add(plan: &mut Plan, planned: PlannedSa) -> Result<(), Refused> {
-    if let Some(first) = plan.sas.get(&planned.sa.id) {
+fn add(
+    plan: &mut Plan,
+    id: SaId,
+    sa: Sa,
+    direction: Direction,
+    derivation: &Derivation<'_>,
+    peer: &str,
+) -> Result<(), Refused> {
+    let generation = derivation.generation().uid;
+    if let Some(first) = plan.sas.get(&id) {
         return Err(Refused::SpiCollision {
             programmed: first.peer.clone(),
-            left_out: planned.peer,
-            generation: planned.generation,
+            left_out: peer.to_owned(),
+            generation,
         });
     }
-    plan.sas.insert(planned.sa.id, planned);
+    let fingerprint = sa.key.fingerprint();
+    plan.sas.insert(id, PlannedSa { sa, direction, generation, fingerprint, peer: peer.to_owned() });
     Ok(())
-}
-
-/// Whether two generations give the same SAs, whatever their roles are.
-fn derive_the_same(one: &Generation, other: &Generation) -> bool {
-    (one.uid, one.suite, one.identities) == (other.uid, other.suite, other.identities)
-        && one.key == other.key
-        && one.spi_seed == other.spi_seed
-}
-
-/// The name, without another allocation where it is that one already.
-fn renamed(known: String, name: &str) -> String {
-    if known == name { known } else { name.to_owned() }
 }
 
 /// The plan where only the kernel's content is known: what to take away can be told from that.
@@ -542,6 +511,3 @@ pub fn policy(direction: Direction, pair: PairId) -> PolicyId {
         Direction::Out => PolicyId::tunnel(direction, local, peer),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -159,8 +159,7 @@ impl<K: Kernel, S: JournalStore> Reconciler<K, S> {
         let counts = self.counts();
         let actual = self.kernel.dump()?;
         if self.planned.as_ref().is_none_or(|(planned, _)| planned != target) {
-            let before = self.planned.take().map(|(_, plan)| plan).unwrap_or_default();
-            self.planned = Some((target.clone(), self.planner.plan_after(before, target)));
+            self.planned = Some((target.clone(), self.planner.plan(target)));
         }
         let Some((_, plan)) = self.planned.take() else { unreachable!("planned above") };
         let mut report = ReconcileReport { counts, ..ReconcileReport::default() };
