@@ -440,6 +440,27 @@ mod tests {
     }
 
     #[test]
+    fn timeout_is_told_anew_after_every_change() {
+        let mut table = table(&[2, 3]);
+        let at = Time::from_secs;
+        let steps: [fn(&mut PeerTable); 6] = [
+            |table| table.handle_deleted("node-2", Time::from_secs(10)),
+            |table| drop(table.poll_query(Time::from_secs(610))),
+            |table| table.handle_node("node-2", NodeLookup::Failed, Time::from_secs(610)),
+            |table| drop(table.handle_applied(peer_object(3, &[(3, 4)]), Time::from_secs(700))),
+            |table| table.handle_pinned(address(9), Time::from_secs(20)),
+            |table| drop(table.snapshot(Time::from_secs(5000))),
+        ];
+        let mut told = vec![table.poll_timeout()];
+        for step in steps {
+            step(&mut table);
+            told.push(table.poll_timeout());
+            assert_eq!(table.poll_timeout(), table.timeout_now(), "{told:?}");
+        }
+        assert_eq!((told[0], told[1]), (None, Some(at(610))));
+    }
+
+    #[test]
     fn unreadable_object_leaves_the_last_good_one_in_force() {
         let mut table = table(&[2]);
         let bad = PeerObject { content: Err("no".to_owned()), ..peer_object(2, &[]) };

@@ -29,9 +29,9 @@ pub const SCENARIO: Scenario = Scenario {
     name: "scale",
     about: "what a start, a join, a rotation and doing nothing cost with hundreds of agents",
     tier: Tier::FullOnly {
-        reason: "a start, a rotation and a minute of doing nothing take six minutes together",
+        reason: "a start, a rotation and a minute of doing nothing take five minutes together",
     },
-    estimate: 400,
+    estimate: 310,
     alone: true,
     run: Run::Guest(run),
 };
