@@ -447,7 +447,9 @@ mod tests {
             |table| table.handle_deleted("node-2", Time::from_secs(10)),
             |table| drop(table.poll_query(Time::from_secs(610))),
             |table| table.handle_node("node-2", NodeLookup::Failed, Time::from_secs(610)),
-            |table| drop(table.handle_applied(peer_object(3, &[(3, 4)]), Time::from_secs(700))),
+            |table| {
+                table.handle_applied(peer_object(3, &[(3, 4)]), Time::from_secs(700));
+            },
             |table| table.handle_pinned(address(9), Time::from_secs(20)),
             |table| drop(table.snapshot(Time::from_secs(5000))),
         ];
