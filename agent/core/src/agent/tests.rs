@@ -163,6 +163,19 @@ fn ring_is_read_by_quorum_before_new_entries_are_announced_and_no_other_write() 
 }
 
 #[test]
+fn peers_after_a_join_are_those_of_the_table() {
+    let mut bench = Bench::new();
+    bench.show(1, &[(1, Role::Active)]);
+    bench.serve();
+    let now = bench.now;
+    for object in [peer_object(3, &[(3, 3)]), peer_object(3, &[(4, 4), (3, 3)]), peer_object(5, &[])] {
+        bench.input(Event::PeerApplied(object));
+        assert_eq!(*bench.agent.peers, bench.agent.table.snapshot(now));
+    }
+    assert_eq!(bench.agent.peers.by_name.len(), 2);
+}
+
+#[test]
 fn ring_that_could_not_be_read_is_asked_for_again_and_nothing_is_written() {
     let mut bench = Bench::new();
     let mut asked = 0;

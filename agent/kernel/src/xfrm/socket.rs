@@ -39,14 +39,6 @@ impl XfrmSocket {
         Ok(Self { requests: RequestSocket::open(Subsystem::Xfrm)? })
     }
 
-    /// How many packets an SA has carried; `None` where it is not there.
-    ///
-    /// # Errors
-    /// The kernel can't be asked, or its answer can't be read.
-    pub fn packets(&mut self, id: SaId) -> Result<Option<u64>, KernelError> {
-        Ok(self.carried(id)?.map(|(packets, _)| packets))
-    }
-
     /// How many packets and bytes an SA has carried; `None` where it is not there.
     ///
     /// # Errors

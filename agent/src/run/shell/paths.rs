@@ -9,7 +9,7 @@ use secureoverlay_agent_core::{
 };
 use secureoverlay_keyring::inspection::{OutboundPath, PathState, PeerPaths, SaCounters};
 
-use super::{Shell, probes::carried};
+use super::Shell;
 use crate::{clock::now, io::queries::PathQuery};
 
 impl<S: IdentityStore> Shell<S> {
@@ -54,7 +54,7 @@ impl<S: IdentityStore> Shell<S> {
     }
 
     fn counted(&mut self, source: IpAddr, sa: SaId) -> Option<SaCounters> {
-        let (packets, bytes) = carried(&mut self.counters, sa)?;
+        let (packets, bytes) = (self.counters)(sa)?;
         Some(SaCounters { source, destination: sa.dst, spi: sa.spi, packets, bytes })
     }
 }
