@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`startup`] | identity, state and journal of this boot |
 //! | `opening` | waits until they can be opened |
+//! | `serving` | health and metrics, once their port can be had |
 //! | `shell` | the main loop |
 //! | `shutdown` | asks the API whether the end is a removal |
 
 mod opening;
+mod serving;
 mod shell;
 mod shutdown;
 pub mod startup;
@@ -24,7 +26,7 @@ use secureoverlay_agent_core::{
     reconcile::SaLimits,
 };
 use secureoverlay_agent_kernel::{VmEvent, VmGenerationEvents, XfrmSocket};
-use secureoverlay_daemon::{client, health::Health, http, signal::Shutdown};
+use secureoverlay_daemon::{client, health::Health, signal::Shutdown};
 use tokio::{
     sync::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -75,11 +77,10 @@ pub async fn run(config: Config) -> Result<()> {
     let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
     let (metrics, registry) = Metrics::new();
-    let server = http::bind(config.node.metrics_bind_address, health.clone(), registry).await?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, listen = %server.addr, "agent started");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, "agent started");
+    tokio::spawn(serving::serve(config.node.metrics_bind_address, health.clone(), registry.into()));
     let heard = Heard::default();
     let reporter = Reporter::new(&health, metrics.clone(), heard.clone());
-    tokio::spawn(server.serve());
 
     let client = client::connect(concat!("ucp-secureoverlay-agent/", env!("CARGO_PKG_VERSION"))).await?;
     let opened = tokio::select! {

@@ -28,11 +28,15 @@ pub struct Bound {
 ///
 /// # Errors
 /// The address is taken, or not one of this host's.
-pub async fn bind(addr: SocketAddr, health: Health, registry: Registry) -> io::Result<Bound> {
+pub async fn bind(
+    addr: SocketAddr,
+    health: Health,
+    registry: impl Into<Arc<Registry>>,
+) -> io::Result<Bound> {
     let listener = TcpListener::bind(addr)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("listening on {addr}: {error}")))?;
-    let registry = Arc::new(registry);
+    let registry = registry.into();
     let alive = health.clone();
     let router = Router::new()
         .route("/healthz", get(async move || respond(alive.alive(Instant::now()))))

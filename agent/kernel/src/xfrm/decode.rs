@@ -122,7 +122,12 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
         let attribute = attribute?;
         match attribute.kind() {
             XFRMA_TMPL => templates = parse_templates(attribute.value())?,
-            XFRMA_MARK | XFRMA_IF_ID => (addressable, conditional) = (false, true),
+            // Of struct xfrm_mark the value comes first: 0, whatever the mask, is that of packets without a mark.
+            XFRMA_MARK => {
+                addressable = false;
+                conditional |= word(attribute.value(), 0..4).is_none_or(|mark| mark != 0);
+            }
+            XFRMA_IF_ID => (addressable, conditional) = (false, true),
             XFRMA_POLICY_TYPE => addressable &= attribute.value().first() == Some(&XFRM_POLICY_TYPE_MAIN),
             _ => {}
         }
