@@ -28,11 +28,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// The address is taken, or not one of this host's.
-pub async fn bind(
-    addr: SocketAddr,
-    health: Health,
-    registry: impl Into<Arc<Registry>>,
-) -> io::Result<Bound> {
+pub async fn bind(addr: SocketAddr, health: Health, registry: impl Into<Arc<Registry>>) -> io::Result<Bound> {
     let listener = TcpListener::bind(addr)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("listening on {addr}: {error}")))?;

@@ -66,8 +66,9 @@ pub async fn follow(client: Client, events: Sender<Input>, mut watching: Watchin
         sleep(patience.pause()).await;
     }
     let config = Config::default().fields(&format!("metadata.name={DAEMON_SET}"));
-    let mut stream =
-        watcher(Api::<SlimDaemonSet>::namespaced(client.clone(), NAMESPACE), config).default_backoff().boxed();
+    let mut stream = watcher(Api::<SlimDaemonSet>::namespaced(client.clone(), NAMESPACE), config)
+        .default_backoff()
+        .boxed();
     let mut listed = Sighting::Absent;
     while let Some(event) = stream.next().await {
         let sighting = match watching.heard(event) {
