@@ -223,7 +223,8 @@ fn other_peoples_policies_are_foreign() {
         let mut marked = add_policy();
         marked.extend([12, 0, 21, 0, value, 0, 0, 0, 255, 0, 0, 0]);
         let found = parsed_policy(&marked);
-        assert_eq!((found.owner, found.conditional), (Owner::Foreign, conditional), "mark {value}/0xff");
+        assert_eq!((found.conditional, found.marked), (conditional, true), "mark {value}/0xff");
+        assert_eq!(found.owner, Owner::Foreign);
     }
     let mut sub = add_policy();
     sub.extend([12, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0]);

@@ -129,8 +129,11 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
                 }
             }
         }
-        if !chosen.is_empty() {
-            field.settle()?;
+        if !chosen.is_empty()
+            && let Err(error) = field.settle()
+        {
+            let cases: Vec<u8> = chosen.iter().map(|case| case.number).collect();
+            report.check(false, format!("after the cases {cases:?}: {error:#}"));
         }
     }
     report.figure("cases", names.len());

@@ -42,8 +42,8 @@ pub const OTHER_SYSTEM: Case = Case::new(
 );
 pub const ROTATIONS_IN_A_ROW: Case = Case::new(
     25,
-    "rotations are asked for without a pause, and a node claims generation 2^48",
-    "the minimum interval holds, and the claim of one node moves nothing",
+    "rotations are asked for without a pause",
+    "the minimum interval holds",
     rotations_in_a_row,
 );
 pub const OBJECTS_WITHOUT_NODE: Case = Case::new(

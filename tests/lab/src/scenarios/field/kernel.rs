@@ -77,11 +77,11 @@ fn flushed(field: &Field<'_>) -> Result<String> {
 fn esp_blocked(field: &Field<'_>) -> Result<String> {
     let (lab, [node, peer, _]) = (field.lab(), field.nodes);
     ensure!(signal(lab, &node.name, AGENT, "-STOP")? == 1, "no agent to be stopped");
-    let removed = field.sh(node, "ip xfrm state flush; rmmod esp4");
+    let removed = field.sh(node, "ip xfrm state flush; for i in 1 2 3 4 5; do rmmod esp4 && break; sleep 0.5; done; ! grep -q '^esp4 ' /proc/modules");
     signal(lab, &node.name, AGENT, "-CONT")?;
     let seen = removed.and_then(|_| {
         let said = field.until_condition(node, "PeersProgrammed", "False")?;
-        ensure!(said.contains("modprobe") && said.contains("blocks the module"), "{said}");
+        ensure!(said.contains("modprobe") && said.contains("may not load it"), "{said}");
         let capture = Capture::start("field-esp", None)?;
         let ping = ["ping", "-q", "-i", "0.1", "-W", "1", "-c", "5", "-I", &node.tunnel_ip.to_string()];
         let target = peer.tunnel_ip.to_string();

@@ -87,7 +87,8 @@ fn narrow_path(field: &Field<'_>) -> Result<String> {
 /// What a host firewall does that knows the addresses of flows: here it knows the SPIs of those that there are.
 fn established_only(field: &Field<'_>) -> Result<String> {
     let (lab, [node, _, filtering]) = (field.lab(), field.nodes);
-    let known: BTreeSet<String> = field.kernel(filtering)?.spis();
+    let kernels = xfrm::dump(lab)?;
+    let known: BTreeSet<String> = kernels.values().filter_map(|it| it.sends_to(filtering.ip)).collect();
     let known: Vec<String> = known.into_iter().collect();
     let rule = format!("ip protocol 50 ip daddr {} @th,0,32 != {{ {} }}", filtering.ip, known.join(", "));
     filtered(field, "field_established", &rule, || {

@@ -120,7 +120,7 @@ fn directory_read_only(field: &Field<'_>) -> Result<String> {
 
 /// The first process of the container, which starts agents, is stopped until the port is taken.
 fn port_taken(field: &Field<'_>) -> Result<String> {
-    let (lab, [_, node, peer]) = (field.lab(), field.nodes);
+    let (lab, [peer, node, _]) = (field.lab(), field.nodes);
     let agent = pids(lab, &node.name, AGENT)?.pop().context("no agent runs")?;
     let listen = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => q(127.0.0.1), LocalPort => 9467, \
                   Listen => 5, ReuseAddr => 1) or die $!; sleep 60";
@@ -180,6 +180,7 @@ fn one_internal_ip(field: &Field<'_>) -> Result<String> {
         for node in [one, two] {
             lab.stop_kubelet(&node.name)?;
             write_addresses(field, node, &["10.0.2.15"])?;
+            lab.kubectl(&["annotate", "node", &node.name, &format!("{CALICO_ADDRESS}-")])?;
             field.restart_agent(node)?;
         }
         enforcing::request_nothing(lab)?;
@@ -198,6 +199,7 @@ fn one_internal_ip(field: &Field<'_>) -> Result<String> {
     let outcome = conflict();
     for node in [one, two] {
         lab.start_kubelet(&node.name)?;
+        lab.introduce(node)?;
     }
     enforcing::request_nothing(lab)?;
     until("kubelets to correct their Nodes", SEEN, || {

@@ -103,19 +103,19 @@ fn in_the_clear(field: &Field<'_>, node: &Node, to: &str) -> Result<(usize, usiz
 
 fn gateway_of_another_network(field: &Field<'_>) -> Result<String> {
     let [_, peer, node] = field.nodes;
-    let network = "198.18.0.0/24";
+    let network = "198.18.7.0/24";
     field.sh(node, &format!("ip route add {network} via {} dev vec0", peer.ip))?;
     // Nothing happens: the agent has looked meanwhile.
     thread::sleep(LOOK);
     let findings = field.findings(node);
     field.sh(node, &format!("ip route del {network}"))?;
-    let named = findings?.into_iter().find(|(_, message)| message.contains("198.18.0."));
+    let named = findings?.into_iter().find(|(_, message)| message.contains("198.18.7."));
     ensure!(named.is_none(), "{named:?}");
     Ok("no finding names it".to_owned())
 }
 
 fn device_for_each_peer(field: &Field<'_>) -> Result<String> {
-    let [peer, _, node] = field.nodes;
+    let [_, peer, node] = field.nodes;
     let place = field.place(node, peer)?;
     // As kube-router makes them. Its MTU is what is left of the uplink's, without room for ESP; that of tunl0 is not used.
     let script = "ip link add tun-lab type ipip local $NODE_IP remote $NODE
