@@ -80,8 +80,13 @@ fn esp_blocked(field: &Field<'_>) -> Result<String> {
     let removed = field.sh(node, "ip xfrm state flush; for i in 1 2 3 4 5; do rmmod esp4 && break; sleep 0.5; done; ! grep -q '^esp4 ' /proc/modules");
     signal(lab, &node.name, AGENT, "-CONT")?;
     let seen = removed.and_then(|_| {
-        let said = field.until_condition(node, "PeersProgrammed", "False")?;
-        ensure!(said.contains("modprobe") && said.contains("may not load it"), "{said}");
+        let mut said = Default::default();
+        until("the cause to be named", SEEN, || {
+            said = field.condition(node, "PeersProgrammed")?;
+            Ok(said[0] == "False" && said[2].contains("modprobe") && said[2].contains("may not load it"))
+        })
+        .with_context(|| format!("{said:?}"))?;
+        let said = said.join(" ");
         let capture = Capture::start("field-esp", None)?;
         let ping = ["ping", "-q", "-i", "0.1", "-W", "1", "-c", "5", "-I", &node.tunnel_ip.to_string()];
         let target = peer.tunnel_ip.to_string();

@@ -7,10 +7,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Case, Field, SEEN};
-use crate::interface::{CALICO_ADDRESS, STATE_DIRECTORY};
+use crate::interface::CALICO_ADDRESS;
 use crate::product;
 use crate::scenarios::cluster::until;
-use crate::scenarios::overlay::NAMESPACE;
 use crate::scenarios::processes::{AGENT, pids};
 use crate::scenarios::{enforcing, manager, metrics, xfrm};
 use crate::state::Node;
@@ -21,13 +20,6 @@ pub const BOOT_ID_FLIPS: Case = Case::new(
     "nothing changes: it is no input of any key",
     boot_id_flips,
 );
-pub const DIRECTORY_READ_ONLY: Case = Case::new(
-    13,
-    "the container may not write the host's state directory (SELinux)",
-    "a finding and the status say so, and no key is used twice: the node draws anew",
-    directory_read_only,
-)
-.imitated();
 pub const PORT_TAKEN: Case = Case::new(
     29,
     "another process has the agent's port for metrics",
@@ -40,23 +32,13 @@ pub const RESYNC_WITHOUT_END: Case = Case::new(
     "it is refused with its name, and nothing panics",
     resync_without_end,
 );
-/// Side by side: both hold kubelets, which would correct the objects.
-pub const ADDRESSES: [Case; 2] = [
-    Case::new(
-        3,
-        "nodes have one InternalIP, 10.0.2.15",
-        "they announce what their kernels send from; the conflict is named, and keeps the cluster from enforcing",
-        one_internal_ip,
-    )
-    .imitated(),
-    Case::new(
-        12,
-        "IPv6 comes first among the InternalIPs, and there is no route yet",
-        "the node announces its usable address",
-        ipv6_first,
-    )
-    .imitated(),
-];
+pub const ONE_INTERNAL_IP: Case = Case::new(
+    3,
+    "nodes have one InternalIP, 10.0.2.15",
+    "they announce what their kernels send from; the conflict is named, and keeps the cluster from enforcing",
+    one_internal_ip,
+)
+.imitated();
 
 const BOOT_IDS: [&str; 2] = ["0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6a", "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6b"];
 
@@ -88,34 +70,6 @@ fn boot_id_flips(field: &Field<'_>) -> Result<String> {
     let lost: Vec<String> = kept(&kernel).difference(&kept(&field.kernel(node)?)).cloned().collect();
     ensure!(lost.is_empty(), "{lost:?}");
     Ok("the same announcement, the same SAs".to_owned())
-}
-
-/// A mount that can't be written stands for a label that forbids it.
-fn directory_read_only(field: &Field<'_>) -> Result<String> {
-    let (lab, [.., node]) = (field.lab(), field.nodes);
-    let replace = || -> Result<()> {
-        let (pod, _) = field
-            .overlay
-            .agents()?
-            .into_iter()
-            .find(|(_, at)| *at == node.name)
-            .context("no agent on this node")?;
-        lab.kubectl(&["-n", NAMESPACE, "delete", "pod", &pod])?;
-        field.overlay.wait_rolled_out()
-    };
-    let before = field.sender(node)?;
-    let directory = STATE_DIRECTORY;
-    field.sh(node, &format!("mount --bind {directory} {directory}; mount -o remount,bind,ro {directory}"))?;
-    let seen = replace().and_then(|()| {
-        let found = field.found(node, "StateDirectoryVolatile", &["may write it"])?;
-        let durability = manager::statuses(lab, "node")?[&node.name]["durability"].clone();
-        ensure!(durability == "volatile", "durability is {durability}");
-        ensure!(field.sender(node)?["instance"] != before["instance"], "the identity is that of before");
-        Ok(found)
-    });
-    field.sh(node, &format!("umount {directory}"))?;
-    replace()?;
-    seen
 }
 
 /// The first process of the container, which starts agents, is stopped until the port is taken.
@@ -206,28 +160,5 @@ fn one_internal_ip(field: &Field<'_>) -> Result<String> {
         let all = lab.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.addresses[*].address}"])?;
         Ok(!all.contains("10.0.2.15"))
     })?;
-    outcome
-}
-
-fn ipv6_first(field: &Field<'_>) -> Result<String> {
-    let (lab, [.., node]) = (field.lab(), field.nodes);
-    let own = node.ip.to_string();
-    let first = || -> Result<String> {
-        lab.stop_kubelet(&node.name)?;
-        write_addresses(field, node, &["fe80::3", "fd00::3", &own])?;
-        lab.kubectl(&["annotate", "node", &node.name, &format!("{CALICO_ADDRESS}-")])?;
-        // Before there are routes the kernel shows no address.
-        field.sh(node, "ip route flush proto 80")?;
-        field.restart_agent(node)?;
-        thread::sleep(Duration::from_secs(3));
-        let addresses = lab.kubectl_json(&["get", "encryptionpeer", &node.name])?["spec"]["senders"].clone();
-        let newest = addresses[0]["address"].clone();
-        ensure!(newest == own, "it announces {newest} first");
-        Ok(format!("it announces {newest}"))
-    };
-    let outcome = first();
-    field.sh(node, &format!("sh /lab/node/routes.sh calico {}", lab.tunnel_mtu()))?;
-    lab.start_kubelet(&node.name)?;
-    lab.introduce(node)?;
     outcome
 }

@@ -149,6 +149,7 @@ fn masked_policy(field: &Field<'_>) -> Result<String> {
     let id = format!("src {}/32 dst {}/32 proto 4 dir out", node.ip, peer.ip);
     field.sh(node, &format!("ip xfrm policy add {id} priority 100 mark 0 mask 0xff"))?;
     let found = field.found(node, "ForeignPolicy", &[&peer.ip.to_string(), "priority 100"]);
-    field.sh(node, &format!("ip xfrm policy delete {id} mark 0 mask 0xff"))?;
+    // By its priority: by its selector the kernel might take ours.
+    field.sh(node, "ip xfrm policy deleteall dir out priority 100")?;
     found
 }
