@@ -96,7 +96,9 @@ pub fn diff(actual: &Actual, plan: &Plan, record: &Record, state: &mut DiffState
     let policies: BTreeMap<PolicyId, &ActualPolicy> = actual
         .policies
         .iter()
-        .filter(|policy| policy.protocol == policy.id.traffic.protocol() && !policy.conditional)
+        .filter(|policy| {
+            policy.protocol == policy.id.traffic.protocol() && !policy.conditional && !policy.marked
+        })
         .map(|policy| (policy.id, policy))
         .collect();
     for uid in plan.generations.keys().filter(|uid| !record.has_generation(uid)) {

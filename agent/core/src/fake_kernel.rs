@@ -71,6 +71,7 @@ impl FakeKernel {
             priority: 1,
             protocol: id.traffic.protocol(),
             conditional: false,
+            marked: false,
             owner: Owner::Foreign,
             action: None,
         };
@@ -164,6 +165,7 @@ impl FakeKernel {
             priority: policy.action.priority(),
             protocol: policy.id.traffic.protocol(),
             conditional: false,
+            marked: false,
             owner: Owner::Ours,
             action: Some(policy.action),
         };

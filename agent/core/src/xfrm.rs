@@ -250,6 +250,9 @@ pub struct ActualPolicy {
     pub protocol: u8,
     /// Beyond `id` it asks for ports, a mark or an XFRM interface, which neither the tunnel's packets nor probes have.
     pub conditional: bool,
+    /// It has a mark or an interface id, which is part of what the kernel knows it by: beside one without, never in its
+    /// place.
+    pub marked: bool,
     /// Who it belongs to.
     pub owner: Owner,
     /// What it does, where it is ours and of a form that we install.

@@ -154,7 +154,8 @@ fn advice(errno: Errno) -> &'static str {
         Errno::NOBUFS | Errno::NOMEM => "the kernel is short of memory: dump again and retry",
         // No ESP, no such AEAD, no part of one.
         Errno::PROTONOSUPPORT | Errno::NOSYS | Errno::NOENT => {
-            "the kernel lacks ESP or its cipher: on the host, `modprobe -a esp4 gcm seqiv` (for IPv6 esp6)"
+            "the kernel lacks ESP or its cipher, or may not load it: on the host, `modprobe -a esp4 gcm seqiv` (for IPv6 esp6) \
+             says which; where it loads nothing and reports nothing, /etc/modprobe.d blocks the module"
         }
         Errno::INVAL => "the kernel does not take this request: it may be too old, or lack an option",
         _ => "nothing was changed by it",

@@ -229,7 +229,7 @@ pub fn overruling(
         if let Some(pair) = pairs.clone().find(|pair| in_the_way(policy, pair)) {
             return Some(overrules(policy, pair));
         }
-        (policy.protocol == IPPROTO_IPIP && blocks().contains(&policy.id)).then(|| {
+        (policy.protocol == IPPROTO_IPIP && !policy.marked && blocks().contains(&policy.id)).then(|| {
             format!(
                 "a policy that is not ours ({}, priority {}) is where one has to be that turns all other plaintext away: \
                  remove it",
@@ -252,7 +252,8 @@ fn in_the_way(policy: &ActualPolicy, pair: &PolicyId) -> bool {
     id.direction == pair.direction
         && id.src.covers(pair.src.addr)
         && id.dst.covers(pair.dst.addr)
-        && (policy.priority <= PRIORITY_PEER || (id == *pair && policy.protocol == IPPROTO_IPIP))
+        && (policy.priority <= PRIORITY_PEER
+            || (id == *pair && policy.protocol == IPPROTO_IPIP && !policy.marked))
 }
 
 fn overrules(policy: &ActualPolicy, pair: PolicyId) -> String {

@@ -206,7 +206,16 @@ fn wide(direction: Direction, priority: u32) -> ActualPolicy {
     let any = Net { addr: [0, 0, 0, 0].into(), prefix: 0 };
     let id = PolicyId::tunnel(direction, any, any);
     let owner = Owner::Foreign;
-    ActualPolicy { id, index: 8, priority, protocol: 0, conditional: false, owner, action: None }
+    ActualPolicy {
+        id,
+        index: 8,
+        priority,
+        protocol: 0,
+        conditional: false,
+        marked: false,
+        owner,
+        action: None,
+    }
 }
 
 fn overruled(policy: ActualPolicy) -> BTreeSet<String> {
@@ -238,6 +247,15 @@ fn other_policies_do_not_matter() {
         (ActualPolicy { owner: Owner::Ours, ..first }, "it is ours"),
         (ActualPolicy { protocol: 6, ..first }, "TCP"),
         (ActualPolicy { conditional: true, ..first }, "for marked packets"),
+        (
+            ActualPolicy {
+                id: pair(Direction::Out),
+                protocol: 4,
+                marked: true,
+                ..wide(Direction::Out, PRIORITY_BLOCK)
+            },
+            "beside ours by its mark, and behind it",
+        ),
         (ActualPolicy { id: PolicyId { dst: elsewhere, ..first.id }, ..first }, "to another address"),
         (ActualPolicy { id: PolicyId { src: elsewhere, ..first.id }, ..first }, "from another address"),
         (ActualPolicy { id: pair(Direction::Out), ..wide(Direction::Out, PRIORITY_PEER + 1) }, "beside ours"),

@@ -5,10 +5,12 @@
 //! |---|---|
 //! | [`startup`] | identity, state and journal of this boot |
 //! | `opening` | waits until they can be opened |
+//! | `serving` | health and metrics, once their port can be had |
 //! | `shell` | the main loop |
 //! | `shutdown` | asks the API whether the end is a removal |
 
 mod opening;
+mod serving;
 mod shell;
 mod shutdown;
 pub mod startup;
@@ -23,7 +25,7 @@ use secureoverlay_agent_core::{
     journal::Journal,
     reconcile::SaLimits,
 };
-use secureoverlay_daemon::{client, health::Health, http, signal::Shutdown};
+use secureoverlay_daemon::{client, health::Health, signal::Shutdown};
 use tokio::{
     sync::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -91,19 +93,11 @@ pub async fn run_on<M: Machine>(
     let health = Health::default();
     let (metrics, registry) = Metrics::new();
     let (inputs, inbox) = mpsc::channel(QUEUE);
-    let server = http::bind(config.node.metrics_bind_address, health.clone(), registry).await?;
-    let pages = queries::router(config.node.clone(), inputs.clone());
-    let server = match queries::own_address(server.addr) {
-        None => server.with(pages),
-        Some(own) => {
-            tokio::spawn(http::bind_router(own, pages).await?.serve());
-            server
-        }
-    };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, listen = %server.addr, "agent started");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, "agent started");
+    let queries = queries::router(config.node.clone(), inputs.clone());
+    tokio::spawn(serving::serve(config.node.metrics_bind_address, health.clone(), registry, queries));
     let heard = Heard::default();
     let reporter = Reporter::new(&health, metrics.clone(), heard.clone());
-    tokio::spawn(server.serve());
 
     let opened = tokio::select! {
         opened = open(&client, &name, &config.node.state_directory) => opened?,

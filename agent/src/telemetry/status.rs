@@ -103,7 +103,13 @@ pub fn desired<S: IdentityStore>(agent: &Agent<S>, seen: &Seen<'_>) -> Option<De
                 seen.durability
             },
         },
-        findings: findings(ack, may_swap(agent, seen.swap).into_iter().chain(agent.notices(seen.now))),
+        findings: findings(
+            ack,
+            may_swap(agent, seen.swap)
+                .into_iter()
+                .chain(is_volatile(agent, seen.durability))
+                .chain(agent.notices(seen.now)),
+        ),
         conditions,
         acknowledgement: Some(ack.clone()),
     };
@@ -179,6 +185,17 @@ fn may_swap<S: IdentityStore>(agent: &Agent<S>, swap: &[SwapDevice]) -> Option<N
         device.name
     );
     Some(("KeyMaySwap", text))
+}
+
+/// What this process keeps in memory is lost with it.
+fn is_volatile<S: IdentityStore>(agent: &Agent<S>, durability: Durability) -> Option<Notice> {
+    let announces = matches!(**agent.identity(), LocalIdentity::Announced(_));
+    (announces && durability == Durability::Volatile).then(|| {
+        let text = "the state directory can't be used, so identity and journal are kept in memory only: with each start of \
+                    the agent this node draws a new identity. Mount the host's /run/secureoverlay, on a tmpfs, so that the \
+                    container may write it (read-only? SELinux label?)";
+        ("StateDirectoryVolatile", text.to_owned())
+    })
 }
 
 fn findings(ack: &Acknowledgement, notices: impl Iterator<Item = Notice>) -> Vec<Finding> {

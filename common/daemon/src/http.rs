@@ -29,13 +29,16 @@ pub struct Bound {
 /// # Errors
 /// The address is taken, or not one of this host's.
 pub async fn bind(addr: SocketAddr, health: Health, registry: Registry) -> io::Result<Bound> {
-    let registry = Arc::new(registry);
+    bind_router(addr, router(health, Arc::new(registry))).await
+}
+
+/// The three pages.
+pub fn router(health: Health, registry: Arc<Registry>) -> Router {
     let alive = health.clone();
-    let router = Router::new()
+    Router::new()
         .route("/healthz", get(async move || respond(alive.alive(Instant::now()))))
         .route("/readyz", get(async move || respond(health.ready())))
-        .route("/metrics", get(async move || metrics(&registry)));
-    bind_router(addr, router).await
+        .route("/metrics", get(async move || metrics(&registry)))
 }
 
 /// Takes a port for pages of the caller's.
@@ -50,13 +53,6 @@ pub async fn bind_router(addr: SocketAddr, router: Router) -> io::Result<Bound> 
 }
 
 impl Bound {
-    /// Serves more.
-    #[must_use]
-    pub fn with(mut self, more: Router) -> Self {
-        self.router = self.router.merge(more);
-        self
-    }
-
     /// Answers until dropped. Pages know who asks (`ConnectInfo`).
     ///
     /// # Errors

@@ -4,14 +4,21 @@ use std::{fmt, time::Duration};
 
 use jiff::SignedDuration;
 
-/// For a flag's `value_parser`: units up to hours, not negative.
+use crate::settings::MAX_DURATION;
+
+/// For a flag's `value_parser`: units up to hours, not negative, at most ten years.
 ///
 /// # Errors
 /// A sentence for the user.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let signed: SignedDuration =
         text.parse().map_err(|_| "not a duration: write it like 12h, 3m, 1h30m or 500ms".to_owned())?;
-    Duration::try_from(signed).map_err(|_| "a duration can't be negative".to_owned())
+    match Duration::try_from(signed) {
+        Err(_) => Err("a duration can't be negative".to_owned()),
+        // Clocks overflow by it.
+        Ok(duration) if duration > MAX_DURATION => Err("longer than ten years".to_owned()),
+        Ok(duration) => Ok(duration),
+    }
 }
 
 /// [`parse`] for durations that make no sense when they are zero.
@@ -52,7 +59,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_explained() {
-        for text in ["", "12", "soon", "-3m", "1y", "99999999999999999999h"] {
+        for text in ["", "12", "soon", "-3m", "1y", "99999999999999999999h", "2562047788015215h", "87601h"] {
             assert!(parse(text).is_err(), "{text:?}");
         }
         assert!(parse_positive("0s").is_err() && parse_positive("1ms").is_ok());

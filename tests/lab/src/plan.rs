@@ -96,6 +96,17 @@ pub fn named(names: &[String], full: bool) -> Result<Vec<&'static Scenario>> {
     Ok(found)
 }
 
+/// Refuses to run one case of scenarios that have no such case.
+pub fn ensure_case(chosen: &[&Scenario], case: Option<u8>) -> Result<()> {
+    let Some(case) = case else { return Ok(()) };
+    for scenario in chosen {
+        let cases = scenarios::cases(scenario.name)
+            .with_context(|| format!("--case: the scenario {} has no numbered cases", scenario.name))?;
+        ensure!(cases.contains(&case), "--case: {} has the cases {cases:?}", scenario.name);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +125,13 @@ mod tests {
         assert_eq!(found.len(), scenarios::ALL.len());
         assert!(named(&["nonsense".into()], false).is_err());
         assert!(named(&["plain".into(), "plain".into()], false).is_err());
+    }
+
+    #[test]
+    fn one_case_is_refused_where_there_is_none() {
+        let of = |name: &str, case| ensure_case(&named(&[name.to_owned()], false).unwrap(), case);
+        assert!(of("field", Some(1)).is_ok() && of("wire", None).is_ok());
+        assert!(of("field", Some(200)).is_err() && of("wire", Some(1)).is_err());
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs) -> Result<i32> {
     let chosen = plan::named(&args.scenarios, args.profile.full)?;
     let profile = args.profile.seeded();
+    plan::ensure_case(&chosen, profile.case())?;
     note(format!("seed {}", profile.seed()));
     let running = Lab::attach()?.is_some();
     let repeated = args.times > 1;

@@ -25,6 +25,9 @@ pub struct Profile {
     /// What scenarios draw their random numbers from: the one that an earlier run printed repeats its draws.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// One case of a scenario that has numbered cases.
+    #[arg(long, value_name = "N")]
+    case: Option<u8>,
 }
 
 impl Profile {
@@ -44,6 +47,11 @@ impl Profile {
         Duration::from_secs(self.seconds.unwrap_or(self.pick(gate, full)))
     }
 
+    /// The one case that is asked for.
+    pub fn case(self) -> Option<u8> {
+        self.case
+    }
+
     /// What to draw from.
     pub fn seed(self) -> u64 {
         self.seed.unwrap_or_default()
@@ -53,7 +61,11 @@ impl Profile {
     pub fn flags(self) -> Vec<String> {
         let value = |name: &str, value: Option<u64>| value.map(|value| format!("--{name}={value}"));
         let full = self.full.then(|| "--full".to_owned());
-        full.into_iter().chain(value("seconds", self.seconds)).chain(value("seed", self.seed)).collect()
+        full.into_iter()
+            .chain(value("seconds", self.seconds))
+            .chain(value("seed", self.seed))
+            .chain(value("case", self.case.map(u64::from)))
+            .collect()
     }
 }
 
@@ -259,9 +271,10 @@ mod tests {
 
     #[test]
     fn a_profile_is_handed_on_whole() {
-        let asked = Profile { full: true, seconds: Some(7), seed: None }.seeded();
+        let asked = Profile { full: true, seconds: Some(7), seed: None, case: Some(3) }.seeded();
         assert_eq!(asked.flags()[..2], ["--full", "--seconds=7"]);
         assert_eq!(asked.flags()[2], format!("--seed={}", asked.seed()));
+        assert_eq!(asked.flags()[3], "--case=3");
         assert_eq!((asked.lasting(1, 2).as_secs(), asked.pick(1, 2)), (7, 2));
         assert_eq!(Profile::default().lasting(1, 2).as_secs(), 1);
     }

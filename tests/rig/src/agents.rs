@@ -58,7 +58,7 @@ pub fn measured(node: u32, port: u16, shared: Shared) -> Result<()> {
 }
 
 /// Runs light agents; all end when one does.
-pub fn light(nodes: Range<u32>, measured: u32, shared: Shared) -> Result<()> {
+pub fn light(nodes: Range<u32>, measured: u32, shared: &Shared) -> Result<()> {
     Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
         let heard = Arc::new(Heard::default());
         tokio::spawn(sources::tell(heard.clone(), shared.stats.clone()));

@@ -88,6 +88,7 @@ impl Kernel for CountingKernel {
             index: 0,
             priority: action.priority(),
             protocol: id.traffic.protocol(),
+            marked: false,
             conditional: false,
             owner: Owner::Ours,
             action: Some(*action),

@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = log::init(LogFormat::Text, &cli.log).map_err(Into::into).and_then(|()| match cli.command {
         Command::Objects { nodes, stats } => objects::run(nodes.range(), &stats),
-        Command::Light { nodes, measured, shared } => agents::light(nodes.range(), measured, shared),
+        Command::Light { nodes, measured, shared } => agents::light(nodes.range(), measured, &shared),
         Command::Core { peers } => core::run(peers),
         Command::Measured { number, port, shared } => agents::measured(number, port, shared),
     });

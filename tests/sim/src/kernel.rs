@@ -149,6 +149,7 @@ impl Tables {
             priority: 1,
             protocol,
             conditional: false,
+            marked: false,
             owner: Owner::Foreign,
             action: None,
         };
@@ -352,6 +353,7 @@ impl Tables {
             priority: policy.action.priority(),
             protocol: policy.id.traffic.protocol(),
             conditional: false,
+            marked: false,
             owner: Owner::Ours,
             action: Some(policy.action),
         };

@@ -218,6 +218,14 @@ fn other_peoples_policies_are_foreign() {
     let found = parsed_policy(&interface_id);
     assert_eq!((found.owner, found.conditional), (Owner::Foreign, true));
     assert!(!parsed_policy(&add_policy()).conditional);
+    // XFRMA_MARK: value and mask.
+    for (value, conditional) in [(1, true), (0, false)] {
+        let mut marked = add_policy();
+        marked.extend([12, 0, 21, 0, value, 0, 0, 0, 255, 0, 0, 0]);
+        let found = parsed_policy(&marked);
+        assert_eq!((found.conditional, found.marked), (conditional, true), "mark {value}/0xff");
+        assert_eq!(found.owner, Owner::Foreign);
+    }
     let mut sub = add_policy();
     sub.extend([12, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(parsed_policy(&sub).owner, Owner::Foreign);

@@ -117,12 +117,18 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
     // Ports that the id names are no condition beyond it.
     let ports = (info.selector.sport_mask, info.selector.dport_mask) != (0, 0);
     let mut conditional = ports && !id.is_probe();
+    let mut marked = false;
     let mut templates = Vec::new();
     for attribute in attributes(&payload[XFRM_USER_POLICY_INFO_LEN..]) {
         let attribute = attribute?;
         match attribute.kind() {
             XFRMA_TMPL => templates = parse_templates(attribute.value())?,
-            XFRMA_MARK | XFRMA_IF_ID => (addressable, conditional) = (false, true),
+            // Of struct xfrm_mark the value comes first: 0, whatever the mask, is that of packets without a mark.
+            XFRMA_MARK => {
+                (addressable, marked) = (false, true);
+                conditional |= word(attribute.value(), 0..4).is_none_or(|mark| mark != 0);
+            }
+            XFRMA_IF_ID => (addressable, marked, conditional) = (false, true, true),
             XFRMA_POLICY_TYPE => addressable &= attribute.value().first() == Some(&XFRM_POLICY_TYPE_MAIN),
             _ => {}
         }
@@ -134,6 +140,7 @@ pub fn parse_policy(payload: &[u8]) -> Result<Option<ActualPolicy>, Malformed> {
         priority: info.priority,
         protocol: info.selector.proto,
         conditional,
+        marked,
         owner: if ours { Owner::Ours } else { Owner::Foreign },
         action: ours.then(|| action(id, &info, &templates)).flatten(),
     }))

@@ -144,8 +144,16 @@ fn policies_of_others_are_counted_and_those_before_ours_fail() {
     let id = PolicyId::tunnel(Direction::In, any, any);
     let owner = Owner::Foreign;
     let of = |priority| {
-        let policy =
-            ActualPolicy { id, index: 8, priority, protocol: 0, conditional: false, owner, action: None };
+        let policy = ActualPolicy {
+            id,
+            index: 8,
+            priority,
+            protocol: 0,
+            conditional: false,
+            marked: false,
+            owner,
+            action: None,
+        };
         Actual { sas: vec![], policies: vec![policy] }
     };
     assert_eq!(verdicts(&policies(&of(1), &here())), [(Verdict::Fail, "policy")]);

@@ -7,6 +7,7 @@ use k8s_openapi::{api::apps::v1::DaemonSet, apimachinery::pkg::apis::meta::v1::O
 use kube::{
     Api, Client, Config as Connection, Resource,
     config::AuthInfo,
+    core::Status,
     runtime::{
         WatchStreamExt,
         watcher::{self, Config, watcher},
@@ -65,8 +66,9 @@ pub async fn follow(client: Client, events: Sender<Input>, mut watching: Watchin
         sleep(patience.pause()).await;
     }
     let config = Config::default().fields(&format!("metadata.name={DAEMON_SET}"));
-    let mut stream =
-        watcher(Api::<SlimDaemonSet>::namespaced(client, NAMESPACE), config).default_backoff().boxed();
+    let mut stream = watcher(Api::<SlimDaemonSet>::namespaced(client.clone(), NAMESPACE), config)
+        .default_backoff()
+        .boxed();
     let mut listed = Sighting::Absent;
     while let Some(event) = stream.next().await {
         let sighting = match watching.heard(event) {
@@ -79,6 +81,8 @@ pub async fn follow(client: Client, events: Sender<Input>, mut watching: Watchin
                 listed = (&set).into();
                 continue;
             }
+            // What follows from it can't be taken back: an empty list is believed once a question by name says the same.
+            Some(watcher::Event::InitDone) if listed == Sighting::Absent => confirmed(&client).await,
             Some(watcher::Event::InitDone) => listed,
             Some(watcher::Event::Apply(set)) => (&set).into(),
             // With the finalizer `orphan` in the last version, its pods stay.
@@ -93,14 +97,32 @@ pub async fn follow(client: Client, events: Sender<Input>, mut watching: Watchin
     }
 }
 
+/// What the API says of the DaemonSet by its name, asked until it does.
+async fn confirmed(client: &Client) -> Sighting {
+    let mut patience = Patience::default();
+    loop {
+        match ask(client.clone()).await {
+            Some(sighting) => return sighting,
+            None => sleep(patience.pause()).await,
+        }
+    }
+}
+
 /// Asks once more, at the end. `None` where the answer says nothing about the DaemonSet.
 pub async fn ask(client: Client) -> Option<Sighting> {
     let api = Api::<SlimDaemonSet>::namespaced(client, NAMESPACE);
-    match timeout(ANSWER, api.get_opt(DAEMON_SET)).await {
-        Ok(Ok(Some(set))) => Some((&set).into()),
-        Ok(Ok(None)) => Some(Sighting::Absent),
+    match timeout(ANSWER, api.get(DAEMON_SET)).await {
+        Ok(Ok(set)) => Some((&set).into()),
+        Ok(Err(kube::Error::Api(status))) if names_the_daemon_set(&status) => Some(Sighting::Absent),
         Ok(Err(_)) | Err(_) => None,
     }
+}
+
+/// A proxy's 404, or that of an API server without the group, is no word on the DaemonSet.
+fn names_the_daemon_set(status: &Status) -> bool {
+    let details = status.details.as_ref();
+    status.reason == "NotFound"
+        && details.is_some_and(|details| details.name == DAEMON_SET && details.kind == "daemonsets")
 }
 
 /// A client without credentials, for asking whether the API server is well once ours are void. Many a cluster has
@@ -187,8 +209,10 @@ mod tests {
         "finalizers": ["orphan"]}}"#;
     const FORBIDDEN: &str = r#"{"kind": "Status", "status": "Failure", "message": "forbidden", "reason": "Forbidden", "code": 403}"#;
     const UNAUTHORIZED: &str = r#"{"kind": "Status", "status": "Failure", "message": "who?", "reason": "Unauthorized", "code": 401}"#;
-    const NOT_FOUND: &str =
-        r#"{"kind": "Status", "status": "Failure", "message": "gone", "reason": "NotFound", "code": 404}"#;
+    const NOT_FOUND: &str = r#"{"kind": "Status", "status": "Failure", "message": "gone", "reason": "NotFound", "code": 404,
+        "details": {"name": "ucp-secureoverlay-agent", "group": "apps", "kind": "daemonsets"}}"#;
+    const NO_SUCH_RESOURCE: &str = r#"{"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
+        "message": "the server could not find the requested resource", "details": {}}"#;
 
     #[tokio::test(start_paused = true)]
     async fn rights_are_gone_when_they_are_refused_steadily() {
@@ -223,10 +247,20 @@ mod tests {
         assert!(begun.elapsed() <= ANSWER + UNCLEAR_FOR + ANSWER + PAUSE);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn empty_list_is_believed_once_the_name_is_not_found() {
+        let unclear_first = server(&[(500, "oops"), (404, "404 page not found"), (404, NOT_FOUND)], true);
+        assert_eq!(confirmed(&unclear_first).await, Sighting::Absent);
+        let sighting = confirmed(&server(&[(200, ORPHANING)], true)).await;
+        assert!(matches!(sighting, Sighting::Present { .. }), "{sighting:?}");
+    }
+
     #[tokio::test]
     async fn the_last_question_is_answered_by_what_is_there() {
         assert_eq!(ask(server(&[(404, NOT_FOUND)], true)).await, Some(Sighting::Absent));
         assert_eq!(ask(server(&[(403, FORBIDDEN)], true)).await, None);
+        assert_eq!(ask(server(&[(404, NO_SUCH_RESOURCE)], true)).await, None);
+        assert_eq!(ask(server(&[(404, "404 page not found")], true)).await, None, "a proxy's");
         let uid = "0f3c9b1e-8d1f-4c57-9b43-5a9f3f1f2b6d".parse().ok();
         let seen = Sighting::Present { uid, deleting: true, orphaning: true };
         assert_eq!(ask(server(&[(200, ORPHANING)], true)).await, Some(seen));

@@ -218,7 +218,7 @@ impl Sums {
 }
 
 /// From the first readable packet to the last.
-fn clear_for(watched: &Watched) -> Duration {
+pub fn clear_for(watched: &Watched) -> Duration {
     let clear = watched.captured.packets.iter().filter(|packet| packet.ip_protocol() == Some(4));
     let times: Vec<Duration> = clear.map(|packet| packet.time).collect();
     times.last().zip(times.first()).map_or(Duration::ZERO, |(last, first)| last.saturating_sub(*first))
@@ -272,7 +272,8 @@ fn killed_with_its_container(
     Ok(took)
 }
 
-fn kill_agent(lab: &Lab, node: &Node) -> Result<()> {
+/// Kills a node's agent, and waits until another runs.
+pub fn kill_agent(lab: &Lab, node: &Node) -> Result<()> {
     let old = pids(lab, &node.name, AGENT)?;
     ensure!(signal(lab, &node.name, AGENT, "-KILL")? == 1, "no agent to be killed on {}", node.name);
     until("another agent to run", PATIENCE, || {

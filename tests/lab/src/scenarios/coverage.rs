@@ -165,15 +165,26 @@ fn run(Installed { overlay, probe }: &Installed<'_>, report: &mut Report, profil
 }
 
 /// A node whose routes change, and the peer that they lead to.
-struct Place<'l> {
-    lab: &'l Lab,
-    node: &'l Node,
-    peer: &'l Node,
-    pod: Ipv4Addr,
+pub struct Place<'l> {
+    /// The cluster.
+    pub lab: &'l Lab,
+    /// The node.
+    pub node: &'l Node,
+    /// The peer.
+    pub peer: &'l Node,
+    /// A pod of the peer.
+    pub pod: Ipv4Addr,
 }
 
 impl Place<'_> {
-    fn script(&self, flags: &str, script: &str) -> Result<String> {
+    /// The script of the layout with this name.
+    pub fn layout(name: &str) -> Result<&'static str> {
+        let layout = LAYOUTS.iter().find(|layout| layout.name == name);
+        Ok(layout.with_context(|| format!("there is no layout {name}"))?.script)
+    }
+
+    /// Runs a script on the node, with the variables that layouts use.
+    pub fn script(&self, flags: &str, script: &str) -> Result<String> {
         let Node { ip, pod_cidr, .. } = self.peer;
         let network = pod_cidr.split_once(".0/").context("a pod network of another form")?.0;
         let mut text = format!(". /lab/node/environment; set {flags}; NODE={ip} POD={}; ", self.pod);
@@ -182,8 +193,9 @@ impl Place<'_> {
         self.lab.exec_ok(&self.node.name, &["sh", "-c", &(text + script)])
     }
 
-    fn undo(&self) -> Result<()> {
-        self.script("+e", &format!("{{ {UNDO}; }} 2> /dev/null")).map(drop)
+    /// Takes back what any layout made.
+    pub fn undo(&self) -> Result<()> {
+        self.script("+e", &format!("{{ {UNDO} {}; }} 2> /dev/null", self.lab.tunnel_mtu())).map(drop)
     }
 
     /// What the node's object says of its coverage: status and reason.

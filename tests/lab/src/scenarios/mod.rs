@@ -13,6 +13,7 @@ mod enable;
 mod encrypt;
 pub mod enforcing;
 mod esp_blocked;
+mod field;
 mod flush;
 mod foreign;
 mod held_back;
@@ -58,6 +59,11 @@ pub mod xfrm;
 
 use crate::scenario::Scenario;
 
+/// The numbers of a scenario's cases, where it has such.
+pub fn cases(scenario: &str) -> Option<Vec<u8>> {
+    (scenario == field::SCENARIO.name).then(field::numbers)
+}
+
 /// All scenarios, in the order in which they are best run: those that need SecureOverlay at work share one installation.
 pub static ALL: &[Scenario] = &[
     plain::SCENARIO,
@@ -91,6 +97,7 @@ pub static ALL: &[Scenario] = &[
     leaks::SCENARIO,
     foreign::SCENARIO,
     coverage::SCENARIO,
+    field::SCENARIO,
     intruder::SCENARIO,
     objects::SCENARIO,
     operate::SCENARIO,

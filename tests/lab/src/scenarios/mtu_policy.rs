@@ -116,7 +116,7 @@ fn suite_without_room(
 
 /// What shows how Calico was installed, as it is found in the API: its DaemonSet, here without pods, as `calico.yaml` makes
 /// it and without the variable, and the operator's kind.
-const CALICO_NODE: &str = r#"
+pub const CALICO_NODE: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: calico-node, namespace: kube-system}
@@ -131,7 +131,8 @@ spec:
         image: none.invalid/calico-node
         env: ENV
 "#;
-const FROM_CONFIG_MAP: &str =
+/// What it takes the MTU from.
+pub const FROM_CONFIG_MAP: &str =
     "[{name: FELIX_IPINIPMTU, valueFrom: {configMapKeyRef: {name: calico-config, key: veth_mtu}}}]";
 const OPERATOR: &str = "
 apiVersion: apiextensions.k8s.io/v1
@@ -148,14 +149,6 @@ spec:
 /// For each kind of installation, the command that `check` has to advise in an agent's pod, and what it advises.
 fn advised(overlay: &Overlay<'_>) -> Result<Vec<(&'static str, &'static str, String)>> {
     let lab = overlay.lab;
-    let (agent, _) = overlay.agents()?.pop().context("there is no agent")?;
-    let check = || -> Result<String> {
-        // It exits with 1, for the tunnel is too large.
-        let program = ["--", "/ucp-secureoverlay-agent", "check"];
-        let out = lab.kubectl_command().args(["-n", NAMESPACE, "exec", &agent]).args(program).output()?;
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        Ok(text.lines().find(|line| line.contains("is too large")).unwrap_or(&text).to_owned())
-    };
     let kinds = [
         ("no Calico", "not Calico's", None),
         ("calico.yaml", "patch configmap calico-config", Some(CALICO_NODE.replace("ENV", FROM_CONFIG_MAP))),
@@ -170,7 +163,7 @@ fn advised(overlay: &Overlay<'_>) -> Result<Vec<(&'static str, &'static str, Str
         // A new kind is served a moment after it was made.
         let mut found = String::new();
         drop(until("the advice to follow", PATIENCE / 4, || {
-            found = check()?;
+            found = advice(overlay)?;
             Ok(found.contains(command))
         }));
         if let Some(objects) = &objects {
@@ -179,6 +172,16 @@ fn advised(overlay: &Overlay<'_>) -> Result<Vec<(&'static str, &'static str, Str
         all.push((installed, command, found));
     }
     Ok(all)
+}
+
+/// What `check` says of a tunnel that is too large, in an agent's pod.
+pub fn advice(overlay: &Overlay<'_>) -> Result<String> {
+    let (agent, _) = overlay.agents()?.pop().context("there is no agent")?;
+    // It exits with 1, for the tunnel is too large.
+    let program = ["--", "/ucp-secureoverlay-agent", "check"];
+    let out = overlay.lab.kubectl_command().args(["-n", NAMESPACE, "exec", &agent]).args(program).output()?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    Ok(text.lines().find(|line| line.contains("is too large")).unwrap_or(&text).to_owned())
 }
 
 /// How many nodes say that their tunnel is too large.

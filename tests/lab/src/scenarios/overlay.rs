@@ -82,11 +82,18 @@ impl<'a> Overlay<'a> {
 
     /// `kubectl apply -f` of the file with a variable more in every environment.
     pub fn apply_with(&self, variable: &str, value: &str) -> Result<()> {
+        self.lab.apply(&self.text_with(&[(variable, value)])?)?;
+        self.apply_settings()
+    }
+
+    /// The file's text with these variables more in every environment.
+    pub fn text_with(&self, variables: &[(&str, &str)]) -> Result<String> {
         let (text, env) = (self.text()?, "        env:\n");
         ensure!(text.matches(env).count() == 2, "{} has other environments", self.path().display());
-        let more = format!("{env}        - name: {variable}\n          value: {value}\n");
-        self.lab.apply(&text.replace(env, &more))?;
-        self.apply_settings()
+        let entry =
+            |(name, value): &(&str, &str)| format!("        - name: {name}\n          value: {value}\n");
+        let more: String = variables.iter().map(entry).collect();
+        Ok(text.replace(env, &format!("{env}{more}")))
     }
 
     /// Sets variables of the manager's environment and waits for its new pod.
