@@ -42,7 +42,7 @@ test: tools check packages unit kernel-tests api-tests ## The gate: lints, packa
 	$(call stage,'make test: ok')
 
 .PHONY: test-full
-test-full: tools check packages unit kernel-tests api-tests ## The same with the long figures.
+test-full: tools check packages release unit kernel-tests api-tests ## The same with the long figures.
 	$(call stage,'scenarios at length$(,) and beside them: $(BESIDE)')
 	$(LAB) run all --full --beside 'make --no-print-directory $(BESIDE)'
 	$(call stage,'MKE manifest as it is$(,) on the oldest Kubernetes that serves it')
@@ -85,10 +85,23 @@ check: ## Format and lints.
 		| sort -u | while read -r file; do test -e "$$file" || { echo "the docs name $$file, which is not there"; exit 1; }; done
 
 .PHONY: packages
-packages: tools ## Chart, kustomizations and alerts: the objects of the plain manifest, values that work, alerts that fire.
+packages: tools ## Chart, kustomizations, alerts, release: the objects of the plain manifest, values that work, alerts that fire.
 	$(call stage,'packages')
 	helm=$$($(LAB) tool helm); kubectl=$$($(LAB) tool kubectl); tests/packages/compare.py "$$helm" "$$kubectl"
 	promtool=$$($(LAB) tool promtool); tests/packages/alerts.py "$$promtool"
+	programs=$$($(LAB) programs); tests/packages/release.py check "$$programs"
+
+RELEASE := $(CARGO_TARGET_DIR)/release-artifacts
+TARGET := x86_64-unknown-linux-gnu
+
+.PHONY: release
+release: tools ## What a release consists of, verified: images (OCI), plugin, manifest, SBOM (SPDX), checksums.
+	$(call stage,'release')
+	# With the flags of the images.
+	RUSTFLAGS="$$(sed -n "s/^ENV RUSTFLAGS='\(.*\)'$$/\1/p" Containerfile)" $(CARGO) build --quiet --release --target $(TARGET) \
+		--package secureoverlay-manager --package secureoverlay-agent --package secureoverlay-kubectl
+	rm -rf -- "$(RELEASE)"
+	tests/packages/release.py build "$(CARGO_TARGET_DIR)/$(TARGET)/release" "$(RELEASE)"
 
 .PHONY: unit
 unit: ## Unit tests: no privileges, no network.

@@ -45,11 +45,38 @@ pub enum Command {
     /// Runs beside the agent and changes nothing: one SA between two addresses for documentation is added and deleted
     /// again. Without the API it goes on with what the kernel shows. Needs NET_ADMIN, as the agent does. Exits with 0 if
     /// nothing FAILed, 1 if something did, 2 if the kernel could not be asked.
-    Check,
+    Check {
+        /// Count readable and encrypted packets to and from other nodes for this long. Needs NET_RAW too; no payload is kept
+        #[arg(long, value_name = "DURATION", value_parser = capture_time)]
+        capture: Option<Duration>,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+        output: CheckOutput,
+        /// Do not end afterwards, but wait for a signal: for a container that would be started again
+        #[arg(long)]
+        stay: bool,
+    },
+}
+
+/// How a check is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CheckOutput {
+    /// A line for each thing looked at
+    Text,
+    /// JSON in one line
+    Json,
+}
+
+/// A check of a node takes no longer than this.
+const LONGEST_CAPTURE: Duration = Duration::from_secs(600);
+
+fn capture_time(text: &str) -> Result<Duration, String> {
+    let time = duration::parse_positive(text)?;
+    if time <= LONGEST_CAPTURE { Ok(time) } else { Err("at most 10m".to_owned()) }
 }
 
 /// This node and its surroundings.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Node")]
 pub struct Node {
     /// Name of this node's Node object

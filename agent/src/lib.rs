@@ -17,7 +17,7 @@
 //! | [`cli`] | commands for a person on the node |
 //!
 //! A module uses those below it: [`run`] uses all, [`io`] uses [`telemetry`], [`telemetry`] uses [`kernel`], [`kernel`] uses
-//! [`network`]. [`cli`] is used by none.
+//! [`network`]. [`cli`] is used by [`io`] alone, for the check that operators ask for.
 
 pub mod cli;
 pub mod clock;

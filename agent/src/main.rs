@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use secureoverlay_agent::{
     cli::{check, cleanup},
-    config::{Command, Config},
+    config::{CheckOutput, Command, Config},
     run, supervisor,
 };
-use secureoverlay_daemon::{log, process};
+use secureoverlay_daemon::{log, process, signal::Shutdown};
 
 fn main() -> ExitCode {
     let hardened = process::harden();
@@ -35,9 +35,25 @@ fn start(config: Config) -> anyhow::Result<ExitCode> {
         Some(Command::Cleanup { force }) => {
             println!("{}", cleanup::cleanup(force, &config.node.state_directory)?);
         }
-        Some(Command::Check) => {
-            let report = runtime()?.block_on(check::check(&config.node));
-            println!("{report}");
+        Some(Command::Check { capture, output, stay }) => {
+            let runtime = runtime()?;
+            // Listened for before the work, so that no signal is lost that comes meanwhile.
+            let _guard = runtime.enter();
+            let shutdown = Shutdown::listen()?;
+            let report = runtime.block_on(async {
+                tokio::select! {
+                    report = check::check(&config.node, capture) => Some(report),
+                    () = shutdown.requested() => None,
+                }
+            });
+            let Some(report) = report else { return Ok(ExitCode::FAILURE) };
+            match output {
+                CheckOutput::Text => println!("{report}"),
+                CheckOutput::Json => println!("{}", serde_json::to_string(&report.to_document())?),
+            }
+            if stay {
+                runtime.block_on(shutdown.requested());
+            }
             return Ok(report.exit_code().into());
         }
         None if supervisor::is_init() => return Ok(supervisor::run()?.into()),

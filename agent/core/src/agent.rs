@@ -19,6 +19,7 @@ mod announcement;
 mod answer;
 mod input;
 mod notices;
+mod paths;
 mod shown;
 mod target;
 
@@ -56,6 +57,7 @@ use crate::{
 pub use self::{
     input::{AgentSettings, Event, IdentityStore, Start},
     notices::{GATEWAY_UNKNOWN, Notice},
+    paths::{PathIn, PathOut},
 };
 
 /// Our own changes of policies are notified as well; and other IPsec software may change many at once.
@@ -186,11 +188,12 @@ impl<S: IdentityStore> Agent<S> {
                 self.take_peers(now);
             }
             Event::PeerApplied(object) => {
+                let name = object.name.clone();
                 if !self.table.handle_applied(object, now) {
                     return;
                 }
                 self.announcer.handle_own_object(self.table.own(), now);
-                self.take_peers(now);
+                self.take_peer(name, now);
             }
             Event::PeerDeleted(name) => {
                 let own = self.table.own().is_some();
@@ -280,12 +283,30 @@ impl<S: IdentityStore> Agent<S> {
     }
 
     fn take_peers(&mut self, now: Time) {
+        self.refresh_peers(now);
+        self.judge_objects(now);
+    }
+
+    /// The peers as they are now, each of whose new entries is checked.
+    fn refresh_peers(&mut self, now: Time) {
         let peers = self.table.snapshot(now);
-        if peers != *self.peers {
-            let before = std::mem::replace(&mut self.peers, Arc::new(peers));
-            let known = before.entries();
-            let peers = self.peers.clone();
-            self.check_spis(peers.entries().keys().filter(|entry| !known.contains_key(*entry)));
+        if peers == *self.peers {
+            return;
+        }
+        let before = std::mem::replace(&mut self.peers, Arc::new(peers));
+        let peers = self.peers.clone();
+        let changed = peers.by_name.iter().filter(|(name, peer)| before.by_name.get(*name) != Some(*peer));
+        self.check_spis(changed.flat_map(|(_, peer)| &peer.entries));
+    }
+
+    /// The object of one peer came or changed. One that joins costs no look at the others.
+    fn take_peer(&mut self, name: String, now: Time) {
+        match self.table.joined(&name).filter(|_| !self.peers.by_name.contains_key(&name)) {
+            Some(peer) => {
+                self.check_spis(peer.entries.iter());
+                Arc::make_mut(&mut self.peers).by_name.insert(name, peer);
+            }
+            None => self.refresh_peers(now),
         }
         self.judge_objects(now);
     }

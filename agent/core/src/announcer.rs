@@ -33,6 +33,8 @@ const URGENT: Duration = Duration::from_secs(2);
 const CROWD: f64 = 200.0;
 /// What no longer matters is taken out after this time, if nothing is written before.
 const GRACE: Duration = Duration::from_secs(600);
+/// Until a Node that was not there is asked for again.
+const NODE_PAUSE: Duration = Duration::from_secs(10);
 /// Between two writes of two machines that have one name.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(60);
 /// Another machine of this name that has not written for so long has stopped.
@@ -210,7 +212,7 @@ impl Announcer {
                 }
             }
             // Nothing is written for a Node that is not there.
-            NodeLookup::NotFound => (self.node_uid, self.ask_node) = (None, now + CONFLICT_PAUSE),
+            NodeLookup::NotFound => (self.node_uid, self.ask_node) = (None, now + NODE_PAUSE),
             NodeLookup::Failed => self.ask_node = now + self.back_off(),
         }
     }

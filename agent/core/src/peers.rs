@@ -7,6 +7,7 @@
 mod known;
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
@@ -166,6 +167,8 @@ pub struct PeerTable {
     left_out: BTreeSet<String>,
     next_query: Time,
     querying: Option<String>,
+    /// What [`Self::poll_timeout`] said last, as long as nothing has changed: it is asked in every turn.
+    timeout: Cell<Option<Option<Time>>>,
 }
 
 impl PeerTable {
@@ -183,6 +186,7 @@ impl PeerTable {
             left_out: BTreeSet::new(),
             next_query: Time::ZERO,
             querying: None,
+            timeout: Cell::default(),
         }
     }
 
@@ -206,6 +210,7 @@ impl PeerTable {
 
     /// An object came or changed. Returns whether that may matter here.
     pub fn handle_applied(&mut self, object: PeerObject, now: Time) -> bool {
+        self.timeout.set(None);
         if object.name == self.name {
             let changed = self.own.as_ref() != Some(&object);
             self.own = Some(object);
@@ -251,6 +256,7 @@ impl PeerTable {
 
     /// An object was deleted. Its peer stays as it was.
     pub fn handle_deleted(&mut self, name: &str, now: Time) {
+        self.timeout.set(None);
         self.left_out.remove(name);
         if name == self.name {
             self.own = None;
@@ -268,14 +274,17 @@ impl PeerTable {
     /// The kernel sends encrypted to this address. Where no object lists it, one may have been lost while no agent ran:
     /// the policies stay for the grace.
     pub fn handle_pinned(&mut self, address: NodeAddress, now: Time) {
+        self.timeout.set(None);
         self.found.insert(address, now);
     }
 
     /// The Node of a peer that vanished, to be asked for now.
     pub fn poll_query(&mut self, now: Time) -> Option<String> {
-        if !self.lookup || self.querying.is_some() || now < self.next_query {
+        let nothing = self.poll_timeout().is_none_or(|at| at > now);
+        if nothing || !self.lookup || self.querying.is_some() || now < self.next_query {
             return None;
         }
+        self.timeout.set(None);
         let due = self.known.iter().filter(|(_, known)| known.vanished.is_some() && known.due <= now);
         let name = due.min_by_key(|(_, known)| known.due).map(|(name, _)| name.clone())?;
         let count = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
@@ -286,6 +295,7 @@ impl PeerTable {
 
     /// What the GET of a peer's Node said.
     pub fn handle_node(&mut self, name: &str, lookup: NodeLookup, now: Time) {
+        self.timeout.set(None);
         self.querying.take_if(|querying| querying == name);
         let Some(known) = self.known.get_mut(name).filter(|known| known.vanished.is_some()) else { return };
         let left = match lookup {
@@ -303,6 +313,7 @@ impl PeerTable {
 
     /// The peers at `now`.
     pub fn snapshot(&mut self, now: Time) -> Peers {
+        self.timeout.set(None);
         if !self.lookup {
             self.known.retain(|_, known| known.vanished.is_none() || known.due > now);
         }
@@ -318,9 +329,23 @@ impl PeerTable {
         peers
     }
 
+    /// The peer of this name as [`Self::snapshot`] has it, if it has entries and none were taken from it.
+    #[must_use]
+    pub fn joined(&self, name: &str) -> Option<Peer> {
+        let known = self.known.get(name)?;
+        let settled = known.waiting.is_none() && known.withdrawn.is_empty() && !known.entries.is_empty();
+        settled.then(|| Peer { entries: known.entries.clone() })
+    }
+
     /// When [`Self::snapshot`] or [`Self::poll_query`] has something new.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
+        let timeout = self.timeout.get().unwrap_or_else(|| self.timeout_now());
+        self.timeout.set(Some(timeout));
+        timeout
+    }
+
+    fn timeout_now(&self) -> Option<Time> {
         let found = self.found.values().map(|since| *since + GRACE);
         let times = self.known.values().flat_map(|known| {
             let vanished =
@@ -412,6 +437,29 @@ mod tests {
         assert!(table.poll_query(Time::from_secs(2000)).is_some());
         table.handle_node("node-2", NodeLookup::Found(uid(9)), Time::from_secs(2000));
         assert!(names(&mut table, 2000).is_empty(), "another Node, which does not list the entry");
+    }
+
+    #[test]
+    fn timeout_is_told_anew_after_every_change() {
+        let mut table = table(&[2, 3]);
+        let at = Time::from_secs;
+        let steps: [fn(&mut PeerTable); 6] = [
+            |table| table.handle_deleted("node-2", Time::from_secs(10)),
+            |table| drop(table.poll_query(Time::from_secs(610))),
+            |table| table.handle_node("node-2", NodeLookup::Failed, Time::from_secs(610)),
+            |table| {
+                table.handle_applied(peer_object(3, &[(3, 4)]), Time::from_secs(700));
+            },
+            |table| table.handle_pinned(address(9), Time::from_secs(20)),
+            |table| drop(table.snapshot(Time::from_secs(5000))),
+        ];
+        let mut told = vec![table.poll_timeout()];
+        for step in steps {
+            step(&mut table);
+            told.push(table.poll_timeout());
+            assert_eq!(table.poll_timeout(), table.timeout_now(), "{told:?}");
+        }
+        assert_eq!((told[0], told[1]), (None, Some(at(610))));
     }
 
     #[test]

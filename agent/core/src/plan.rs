@@ -1,16 +1,17 @@
 //! What this node's kernel should hold: a pure function of the ring, the peers, and what was proven.
 
+mod policies;
+mod refused;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
 };
 
 use secureoverlay_keyring::{
     address::NodeAddress,
     derivation::{Derivation, EndpointKey, SaPath},
-    keyring::{Enforcement, KeyRing, Role},
+    keyring::{KeyRing, Role},
     node_key::{PublicKey, SharedSecret},
     peer::Instance,
     phase::Phase,
@@ -25,8 +26,11 @@ use crate::{
     pair::{Offer, PairId, PairPlan, PairState, PairStates},
     peers::Peers,
     teardown::TeardownPhase,
-    xfrm::{Direction, Net, PolicyAction, PolicyId, Sa, SaId},
+    xfrm::{Direction, PolicyAction, PolicyId, Sa, SaId},
 };
+
+use self::policies::{add_receiving, add_sending, between, probes};
+pub use self::{policies::policy, refused::Refused};
 
 /// The UDP ports of probes: the first takes the pinned SA, the second the candidate.
 pub const PROBE_PORTS: [u16; 2] = [probe::PINNED_PORT, probe::CANDIDATE_PORT];
@@ -124,69 +128,12 @@ pub struct PlannedPair {
     pub claims: usize,
 }
 
-/// Why there is no SA.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Refused {
-    /// A peer claims an address of this node.
-    OwnAddress {
-        /// The peer.
-        peer: String,
-        /// The address.
-        address: NodeAddress,
-    },
-    /// Two senders have one SPI: the kernel can't tell them apart.
-    SpiCollision {
-        /// The sender that is programmed.
-        programmed: String,
-        /// The sender that is not.
-        left_out: String,
-        /// The generation.
-        generation: Uid,
-    },
-    /// The generation's keys derive from another kind of identity, or the key agreement fails.
-    Derivation {
-        /// The peer.
-        peer: String,
-        /// What is wrong.
-        error: String,
-    },
-}
-
-impl Refused {
-    /// In one word.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::OwnAddress { .. } => "AddressConflict",
-            Self::SpiCollision { .. } => "SPICollision",
-            Self::Derivation { .. } => "NoSA",
-        }
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OwnAddress { peer, address } => {
-                write!(
-                    f,
-                    "node {peer} announces {address}, an address of this node: correct one of the two nodes"
-                )
-            }
-            Self::SpiCollision { programmed, left_out, generation } => write!(
-                f,
-                "nodes {programmed} and {left_out} have one SPI under generation {generation}: {left_out} can't send \
-                 encrypted to this node until it has announced a new instance"
-            ),
-            Self::Derivation { peer, error } => write!(f, "no SA with node {peer}: {error}"),
-        }
-    }
-}
-
 /// Makes plans, and remembers the key agreements.
 #[derive(Debug, Default)]
 pub struct Planner {
     own: Option<PublicKey>,
+    /// The peers whose keys are agreed upon.
+    agreed: Option<Arc<Peers>>,
     shared: BTreeMap<PublicKey, Option<SharedSecret>>,
 }
 
@@ -218,26 +165,32 @@ impl Planner {
         let derivations: Vec<Derivation<'_>> = ring.generations.iter().map(Derivation::new).collect();
         self.add_inbound(&mut plan, input, &derivations);
         self.add_outbound(&mut plan, input, &derivations);
-        add_sending(&mut plan, input, target.teardown);
-        add_receiving(&mut plan, input, target.teardown);
+        let between = between(input);
+        let mut policies = add_sending(&mut plan, input, target.teardown);
+        policies.extend(add_receiving(&mut plan, input, &between, target.teardown));
         // Before the first look it is not known what is pinned: what an earlier agent left stays.
         if input.pairs.is_some() || target.teardown != TeardownPhase::Inactive {
             plan.other_probes = Unplanned::Remove;
         }
         if target.teardown == TeardownPhase::Inactive {
-            add_probes(&mut plan, input);
+            policies.extend(probes(&plan, input, &between));
         }
+        // All at once: sorted, which takes a fraction of the time of as many insertions.
+        plan.policies = policies.into_iter().collect();
         plan
     }
 
     /// Brings the key agreements up to date. One takes some 50 µs.
     fn agree(&mut self, input: &DesiredInput) {
-        let LocalIdentity::Announced(identity) = &*input.identity else { return self.shared.clear() };
+        let LocalIdentity::Announced(identity) = &*input.identity else { return *self = Self::default() };
         let own = identity.key_pair.public();
         if self.own.as_ref() != Some(own) {
-            self.shared.clear();
-            self.own = Some(*own);
+            *self = Self { own: Some(*own), ..Self::default() };
         }
+        if self.agreed.as_ref().is_some_and(|agreed| Arc::ptr_eq(agreed, &input.peers)) {
+            return;
+        }
+        self.agreed = Some(input.peers.clone());
         let entries = input.peers.by_name.values().flat_map(|peer| &peer.entries);
         let keys: BTreeSet<PublicKey> = entries
             .filter_map(|entry| match entry.key {
@@ -354,16 +307,18 @@ fn add(
     peer: &str,
 ) -> Result<(), Refused> {
     let generation = derivation.generation().uid;
-    if let Some(first) = plan.sas.get(&id) {
-        return Err(Refused::SpiCollision {
-            programmed: first.peer.clone(),
+    match plan.sas.entry(id) {
+        Entry::Occupied(first) => Err(Refused::SpiCollision {
+            programmed: first.get().peer.clone(),
             left_out: peer.to_owned(),
             generation,
-        });
+        }),
+        Entry::Vacant(free) => {
+            let fingerprint = sa.key.fingerprint();
+            free.insert(PlannedSa { sa, direction, generation, fingerprint, peer: peer.to_owned() });
+            Ok(())
+        }
     }
-    let fingerprint = sa.key.fingerprint();
-    plan.sas.insert(id, PlannedSa { sa, direction, generation, fingerprint, peer: peer.to_owned() });
-    Ok(())
 }
 
 /// The plan where only the kernel's content is known: what to take away can be told from that.
@@ -376,138 +331,4 @@ fn unknown(teardown: TeardownPhase) -> Plan {
     let remove_all = teardown == TeardownPhase::Removed;
     let other_probes = if teardown == TeardownPhase::Inactive { Unplanned::Keep } else { Unplanned::Remove };
     Plan { other_inbound, other_outbound, other_probes, remove_all, ..Plan::default() }
-}
-
-/// Whether pod traffic may be sent as ESP at all.
-const fn sends(phase: Phase<'_>) -> bool {
-    match phase {
-        Phase::Steady { .. } | Phase::Staged { .. } | Phase::Draining { .. } => true,
-        Phase::Empty
-        | Phase::Off
-        | Phase::Bootstrapping { .. }
-        | Phase::Stopping { .. }
-        | Phase::Resuming { .. } => false,
-    }
-}
-
-/// The outbound policies for pod traffic.
-fn add_sending(plan: &mut Plan, input: &DesiredInput, teardown: TeardownPhase) {
-    let phase = input.ring.phase();
-    if teardown >= TeardownPhase::StopSending || !(sends(phase) || phase.is_bootstrapping()) {
-        plan.other_outbound = Unplanned::Remove;
-        return;
-    }
-    let Some(pairs) = &input.pairs else { return };
-    if sends(phase) {
-        plan.other_outbound = Unplanned::Remove;
-    }
-    let known = input.peers.addresses();
-    let own: BTreeSet<NodeAddress> = input.network.receiving().collect();
-    // Beside a ring that was begun anew, what was in use before goes on; nothing new is pinned.
-    let kept = pairs.iter().filter_map(|(pair, state)| Some((*pair, state.pin?)));
-    let decided = plan.pairs.iter().filter_map(|(pair, planned)| Some((*pair, planned.plan.pin?)));
-    let mut pins: BTreeMap<PairId, u32> = kept.collect();
-    if sends(phase) {
-        pins.extend(decided);
-    }
-    pins.retain(|pair, _| known.contains(&pair.dst) && own.contains(&pair.src));
-    let pinned: BTreeSet<NodeAddress> = pins.keys().map(|pair| pair.dst).collect();
-    let moved = plan.pairs.keys().filter(|pair| !pins.contains_key(pair) && pinned.contains(&pair.dst));
-    let moved: Vec<PairId> = moved.copied().collect();
-    let open = |pair: &PairId| input.exclusion.sends_plaintext(pair.dst);
-    for (pair, spi) in pins.iter().filter(|(pair, _)| !open(pair)) {
-        plan.policies.insert(policy(Direction::Out, *pair), PolicyAction::Esp(Some(*spi)));
-    }
-    // The kernel sends from another address now: nothing leaves in the clear until that one is proven.
-    for pair in moved.iter().filter(|pair| !open(pair)) {
-        plan.policies.insert(policy(Direction::Out, *pair), PolicyAction::Block);
-    }
-}
-
-/// What turns plaintext away.
-fn add_receiving(plan: &mut Plan, input: &DesiredInput, teardown: TeardownPhase) {
-    let bootstrapping = input.ring.phase().is_bootstrapping();
-    if teardown >= TeardownPhase::AllowPlaintext {
-        plan.other_inbound = Unplanned::Remove;
-        return;
-    }
-    // A first generation says nothing of what was before it: the ring may have been wiped.
-    plan.other_inbound = if bootstrapping { Unplanned::Keep } else { Unplanned::Remove };
-    let enforcing = input.ring.enforcement == Enforcement::Enforcing;
-    if !enforcing && !bootstrapping {
-        return;
-    }
-    let exclusion = &input.exclusion;
-    for own in input.network.receiving() {
-        let excluded = |addresses: &BTreeSet<NodeAddress>| -> Vec<PairId> {
-            let same = addresses.iter().filter(|address| address.same_family(own));
-            same.map(|dst| PairId { src: own, dst: *dst }).collect()
-        };
-        for pair in excluded(&exclusion.accepts.addresses) {
-            plan.policies.insert(policy(Direction::In, pair), PolicyAction::Allow);
-        }
-        for pair in excluded(&exclusion.sends.addresses) {
-            plan.policies.insert(policy(Direction::Out, pair), PolicyAction::Allow);
-        }
-    }
-    if !enforcing {
-        return;
-    }
-    if !exclusion.accepts.local {
-        for (own, address) in between(input) {
-            if !exclusion.accepts_plaintext(address) {
-                let pair = PairId { src: own, dst: address };
-                plan.policies.insert(policy(Direction::In, pair), PolicyAction::Esp(None));
-            }
-        }
-        plan.policies.insert(PolicyId::tunnel(Direction::In, ANYWHERE, ANYWHERE), PolicyAction::Block);
-    }
-    // From any address: one that the node gets later is blocked before the agent knows it.
-    if !exclusion.sends.local {
-        plan.policies.insert(PolicyId::tunnel(Direction::Out, ANYWHERE, ANYWHERE), PolicyAction::Block);
-    }
-}
-
-const ANYWHERE: Net = Net { addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED), prefix: 0 };
-
-/// The policies that take probes through ESP.
-fn add_probes(plan: &mut Plan, input: &DesiredInput) {
-    let Some(pairs) = &input.pairs else { return };
-    for (pair, planned) in &plan.pairs {
-        let held = planned.plan.pin.is_some_and(|spi| {
-            let known = pairs.get(pair);
-            known.is_none_or(|state| !state.proven.contains(&spi))
-        });
-        for (port, spi) in PROBE_PORTS.into_iter().zip(planned.plan.probes(held)) {
-            if let Some(spi) = spi {
-                let id = PolicyId::probe(Direction::Out, pair.src.ip(), pair.dst.ip(), port);
-                plan.policies.insert(id, PolicyAction::Esp(Some(spi)));
-            }
-        }
-    }
-    for (own, address) in between(input) {
-        for port in PROBE_PORTS {
-            let id = PolicyId::probe(Direction::In, address.ip(), own.ip(), port);
-            plan.policies.insert(id, PolicyAction::Esp(None));
-        }
-    }
-}
-
-/// Every address of this node with every address of a peer.
-fn between(input: &DesiredInput) -> Vec<(NodeAddress, NodeAddress)> {
-    let own: BTreeSet<NodeAddress> = input.network.receiving().collect();
-    let peers: Vec<NodeAddress> =
-        input.peers.addresses().into_iter().filter(|address| !input.network.holds(*address)).collect();
-    let all = own.iter().flat_map(|own| peers.iter().map(move |peer| (*own, *peer)));
-    all.filter(|(own, peer)| own.same_family(*peer) && own != peer).collect()
-}
-
-/// The policy for pod traffic of a pair.
-#[must_use]
-pub fn policy(direction: Direction, pair: PairId) -> PolicyId {
-    let (local, peer) = (Net::host(pair.src.ip()), Net::host(pair.dst.ip()));
-    match direction {
-        Direction::In => PolicyId::tunnel(direction, peer, local),
-        Direction::Out => PolicyId::tunnel(direction, local, peer),
-    }
 }

@@ -105,6 +105,8 @@ struct Probing {
     small: Option<u32>,
     /// Since when the pinned SA gives no answers.
     unanswered: Option<Time>,
+    /// When SAs answered last.
+    answered: BTreeMap<u32, Time>,
 }
 
 #[derive(Debug)]
@@ -205,6 +207,7 @@ impl ProofTracker {
                 recheck: Schedule::IDLE,
                 small: None,
                 unanswered: None,
+                answered: BTreeMap::new(),
             });
             let pin = report.pins.get(pair).copied();
             probing.there = pin.is_some_and(|pin| there(pair, pin));
@@ -221,6 +224,8 @@ impl ProofTracker {
             if report.lost_inbound.contains(&pair.dst.ip()) {
                 (probing.recheck.due, probing.candidate.due) = (now, now);
             }
+            let pinned = probing.recheck.spi;
+            probing.answered.retain(|spi, _| planned.offered.contains(spi) || pinned == Some(*spi));
             probing.planned = planned;
         }
         self.by_peer.clear();
@@ -357,6 +362,7 @@ impl ProofTracker {
         }
         let needs_large = self.large.is_some() && !large;
         let answered = self.change(pair, |probing| {
+            probing.answered.insert(spi, now);
             let recheck = probing.recheck.spi == Some(spi);
             if recheck {
                 probing.recheck.answered(now + RECHECK);
@@ -433,6 +439,28 @@ impl ProofTracker {
     #[must_use]
     pub fn unanswered(&self, pair: &PairId) -> Option<Time> {
         self.pairs.get(pair).and_then(|probing| probing.unanswered)
+    }
+
+    /// When the pinned SA of a pair was pinged last, as long as that ping has no answer.
+    #[must_use]
+    pub fn awaited(&self, pair: &PairId) -> Option<Time> {
+        self.pairs.get(pair).and_then(|probing| probing.recheck.sent)
+    }
+
+    /// An operator wants to know whether the pinned SA of a pair answers: it is pinged at once, unless it just was.
+    pub fn recheck(&mut self, pair: PairId, now: Time) {
+        self.change(pair, |probing| {
+            let recent = probing.recheck.sent.is_some_and(|sent| sent + MISSED > now);
+            if probing.recheck.spi.is_some() && !recent {
+                probing.recheck.due = now;
+            }
+        });
+    }
+
+    /// When an SA of a pair answered last.
+    #[must_use]
+    pub fn answered(&self, pair: &PairId, spi: u32) -> Option<Time> {
+        self.pairs.get(pair)?.answered.get(&spi).copied()
     }
 
     /// Pairs whose pinned SA gives no answers, and since when.

@@ -3,6 +3,7 @@
 use secureoverlay_agent_core::{agent::Event, peers::NodeLookup};
 use secureoverlay_k8s::node::NodeFacts;
 
+use super::queries::PathQuery;
 use crate::{network::mtu_setting::MtuSetting, uninstall::removal::Sighting};
 
 /// Something that happened.
@@ -17,6 +18,8 @@ pub enum Input {
     HistoryWentBack,
     /// What sets the MTU of the tunnels.
     MtuSetting(MtuSetting),
+    /// An operator asks for the pairs with a peer.
+    Paths(PathQuery),
 }
 
 impl From<Event> for Input {

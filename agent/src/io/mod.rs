@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`input`] | what all of it comes to: the inputs of the main loop |
 //! | [`watches`] | what is watched: the key ring, peers, our DaemonSet |
+//! | [`queries`] | what operators ask through the loopback port |
 //! | [`requests`] | single requests: this node's EncryptionPeer, a Node, the key ring |
 //! | [`status_writer`] | writes this node's NodeEncryption |
 //! | [`rights`] | which sources this agent may read |
@@ -11,6 +12,7 @@
 
 pub mod input;
 pub mod mtu_lookup;
+pub mod queries;
 pub mod requests;
 pub mod rights;
 pub mod status_writer;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use secureoverlay_agent_kernel::{Event, Events, NetworkEvents};
+use secureoverlay_agent_kernel::{Event, Events, NetworkEvents, VmEvent, VmGenerationEvents};
 use tokio::sync::Notify;
 
 use super::Job;
@@ -91,5 +91,26 @@ pub fn listen_to_network(jobs: Sender<Job>) -> Result<()> {
         .name("network-events".into())
         .spawn(listen)
         .context("starting the thread for changes of routes")?;
+    Ok(())
+}
+
+/// Starts the thread that hears that this virtual machine was copied or put back, and calls `copied` until that says false.
+/// Where it can't be heard, it is not noticed.
+pub fn listen_to_vm(mut copied: impl FnMut() -> bool + Send + 'static) -> Result<()> {
+    let follow = move || {
+        let mut events = match VmGenerationEvents::open() {
+            Ok(events) => events,
+            Err(error) => return tracing::debug!(%error, "cannot hear whether this machine is copied"),
+        };
+        while let Ok(VmEvent::NewGeneration | VmEvent::Lost) = events.next_event() {
+            if !copied() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("vm-generation".into())
+        .spawn(follow)
+        .context("starting the thread for VM events")?;
     Ok(())
 }

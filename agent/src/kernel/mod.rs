@@ -1,8 +1,10 @@
 //! The threads that talk to the kernel, and what they and the main loop tell each other.
 //!
-//! [`worker`] changes SAs and policies and looks at the network; [`listeners`] hear of changes made by other programs.
+//! [`worker`] changes SAs and policies and looks at the network; [`listeners`] hear of changes made by other programs;
+//! [`machine`] is what all of that goes through.
 
 pub mod listeners;
+pub mod machine;
 pub mod worker;
 
 use std::{

@@ -12,18 +12,14 @@ use std::{
 use secureoverlay_agent_core::{
     coverage::{PodNetworks, Settling},
     journal::{Journal, JournalStore},
-    kernel::{Counts, Kernel},
-    plan::{DesiredInput, ReconcileTarget},
+    kernel::Counts,
+    plan::ReconcileTarget,
     reconcile::{Reconciler, SaLimits},
 };
-use secureoverlay_agent_kernel::KernelError;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Job, News, ReconcileAttempt};
-use crate::{
-    clock,
-    network::{mtu, reader::NetworkReader, surroundings::Surroundings},
-};
+use super::{Job, News, ReconcileAttempt, machine::Machine};
+use crate::{clock, network::surroundings::Surroundings};
 
 /// How often MTUs, surroundings and the network are looked at while nothing else is to do.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
@@ -32,24 +28,20 @@ const COUNT_EVERY: Duration = Duration::from_millis(250);
 /// After so many failing looks in a row, what was seen around the tunnel does not count any more.
 const MAX_READ_FAILURES: usize = 3;
 
-/// Does each job that comes, until none can come any more. `open` is called until it succeeds; `journal` tells what
-/// earlier agents gave to the kernel.
-pub fn work<K: Kernel<Error = KernelError>, S: JournalStore>(
-    open: impl FnMut() -> Result<K, KernelError>,
-    measure: impl FnMut(&DesiredInput, Option<&PodNetworks>) -> Result<(mtu::Facts, Surroundings), KernelError>,
+/// Does each job that comes, until none can come any more. `journal` tells what earlier agents gave to the kernel.
+pub fn work<M: Machine, S: JournalStore>(
+    machine: M,
     (journal, limits): (Journal<S>, SaLimits),
     jobs: &Receiver<Job>,
     news: &UnboundedSender<News>,
 ) {
     let mut worker = Worker {
-        open,
-        measure,
+        machine,
         journal: Some(journal),
         limits,
         reconciler: None,
         current: None,
         counts: None,
-        network: NetworkReader::default(),
         pod_networks: None,
         measured: None,
         settling: Settling::default(),
@@ -83,15 +75,13 @@ pub fn work<K: Kernel<Error = KernelError>, S: JournalStore>(
 /// Nothing listens to the thread any more.
 struct Closed;
 
-struct Worker<'n, K, S, O, M> {
-    open: O,
-    measure: M,
+struct Worker<'n, M: Machine, S> {
+    machine: M,
     journal: Option<Journal<S>>,
     limits: SaLimits,
-    reconciler: Option<Reconciler<K, S>>,
+    reconciler: Option<Reconciler<M::Kernel, S>>,
     current: Option<ReconcileTarget>,
     counts: Option<Counts>,
-    network: NetworkReader,
     pod_networks: Option<Arc<PodNetworks>>,
     measured: Option<Instant>,
     settling: Settling,
@@ -100,13 +90,7 @@ struct Worker<'n, K, S, O, M> {
     news: &'n UnboundedSender<News>,
 }
 
-impl<K, S, O, M> Worker<'_, K, S, O, M>
-where
-    K: Kernel<Error = KernelError>,
-    S: JournalStore,
-    O: FnMut() -> Result<K, KernelError>,
-    M: FnMut(&DesiredInput, Option<&PodNetworks>) -> Result<(mtu::Facts, Surroundings), KernelError>,
-{
+impl<M: Machine, S: JournalStore> Worker<'_, M, S> {
     fn tell(&self, news: News) -> Result<(), Closed> {
         self.news.send(news).map_err(|_| Closed)
     }
@@ -114,7 +98,7 @@ where
     fn reconcile(&mut self, target: ReconcileTarget) -> Result<(), Closed> {
         let begun = Instant::now();
         if self.reconciler.is_none() {
-            match (self.open)() {
+            match self.machine.open() {
                 Ok(kernel) => {
                     let journal = self.journal.take();
                     self.reconciler = journal.map(|journal| Reconciler::new(kernel, journal, self.limits));
@@ -157,7 +141,7 @@ where
     }
 
     fn look_at_network(&mut self) -> Result<(), Closed> {
-        match self.network.read() {
+        match self.machine.network() {
             Ok((_, false)) => Ok(()),
             Ok((network, true)) => {
                 // What is around the tunnel may be another thing, too.
@@ -179,7 +163,7 @@ where
             self.seen = None;
             return Ok(());
         };
-        match (self.measure)(input, self.pod_networks.as_deref()) {
+        match self.machine.measure(input, self.pod_networks.as_deref()) {
             Ok((mtu, mut surroundings)) => {
                 self.settling.settle(&mut surroundings.coverage, clock::now());
                 self.seen = Some(surroundings.clone());

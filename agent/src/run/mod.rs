@@ -25,7 +25,6 @@ use secureoverlay_agent_core::{
     journal::Journal,
     reconcile::SaLimits,
 };
-use secureoverlay_agent_kernel::{VmEvent, VmGenerationEvents, XfrmSocket};
 use secureoverlay_daemon::{client, health::Health, signal::Shutdown};
 use tokio::{
     sync::{
@@ -45,15 +44,15 @@ use crate::{
     config::Config,
     io::{
         input::Input,
-        mtu_lookup, status_writer,
+        mtu_lookup, queries, status_writer,
         watches::{daemon_set, failures::Watching, peers, ring_source},
     },
     kernel::{
         Job, News,
-        listeners::{listen_to_kernel, listen_to_network},
+        machine::{Machine, ThisMachine},
         worker,
     },
-    network::{measure::measure, probe_sockets::ProbeSockets},
+    network::probe_sockets::ProbeSockets,
     telemetry::{heard::Heard, metrics::Metrics, report::Reporter},
     uninstall::{lifecycle::Lifecycle, mark::Mark},
 };
@@ -68,34 +67,52 @@ const QUEUE: usize = 1024;
 /// # Errors
 /// It can't start, or a part of it died.
 pub async fn run(config: Config) -> Result<()> {
+    let shutdown = Shutdown::listen().context("listening for signals")?;
+    let client = client::connect(concat!("ucp-secureoverlay-agent/", env!("CARGO_PKG_VERSION"))).await?;
+    run_on(ThisMachine::default(), config, client, &shutdown, |inputs| inputs).await
+}
+
+/// Runs an agent on this machine or on a model of one. `sources` may put something between what the API tells and the
+/// main loop.
+///
+/// # Errors
+/// It can't start, or a part of it died.
+pub async fn run_on<M: Machine>(
+    machine: M,
+    config: Config,
+    client: Client,
+    shutdown: &Shutdown,
+    sources: impl FnOnce(mpsc::Sender<Input>) -> mpsc::Sender<Input>,
+) -> Result<()> {
     let settings = config.settings();
     let Some(name) = config.node.name() else {
         bail!(
             "the name of this node is not known: set NODE_NAME from spec.nodeName in the pod, or use --node-name"
         );
     };
-    let shutdown = Shutdown::listen().context("listening for signals")?;
     let health = Health::default();
     let (metrics, registry) = Metrics::new();
+    let (inputs, inbox) = mpsc::channel(QUEUE);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = name, "agent started");
-    tokio::spawn(serving::serve(config.node.metrics_bind_address, health.clone(), registry.into()));
+    let queries = queries::router(config.node.clone(), inputs.clone());
+    tokio::spawn(serving::serve(config.node.metrics_bind_address, health.clone(), registry, queries));
     let heard = Heard::default();
     let reporter = Reporter::new(&health, metrics.clone(), heard.clone());
 
-    let client = client::connect(concat!("ucp-secureoverlay-agent/", env!("CARGO_PKG_VERSION"))).await?;
     let opened = tokio::select! {
         opened = open(&client, &name, &config.node.state_directory) => opened?,
         () = shutdown.requested() => return Ok(()),
     };
     let announces = matches!(opened.start.identity, LocalIdentity::Announced(_));
     let Opened { start, store, journal, durability, replaced } = opened;
-    let (inputs, inbox) = mpsc::channel(QUEUE);
-    follow_sources(&client, config.node.ring_file, &name, announces, &inputs, &(metrics.clone(), heard));
+    let told = (metrics.clone(), heard);
+    follow_sources(&client, config.node.ring_file, &name, announces, &sources(inputs.clone()), &told);
     if announces {
-        follow_vm_generation(inputs.clone())?;
+        follow_vm_generation(&machine, inputs.clone())?;
     }
-    let (jobs, news) = start_worker(journal, config.limits.into())?;
-    listen_to_network(jobs.clone())?;
+    let (jobs, to_do) = blocking::channel();
+    let (counters, kernel_changed) = (machine.counters(), machine.listen(&jobs)?);
+    let news = start_worker(machine, to_do, journal, config.limits.into())?;
     let (status, to_write) = watch::channel(None);
     let (needs_mtu_advice, mtu_advice_needed) = watch::channel(false);
     tokio::spawn(mtu_lookup::follow(client.clone(), mtu_advice_needed, inputs.clone()));
@@ -113,15 +130,15 @@ pub async fn run(config: Config) -> Result<()> {
         lifecycle,
         mark,
         reporter: reporter.with_durability(durability),
-        jobs: jobs.clone(),
-        kernel_changed: listen_to_kernel(jobs.clone())?,
+        jobs,
+        kernel_changed,
         status,
         needs_mtu_advice,
         sockets: ProbeSockets::new(packets),
         sockets_due: Some(Instant::now()),
         tell_at: Instant::now(),
         untold: false,
-        counters: None,
+        counters,
         fallback: None,
         pod_cidrs: None,
         network: None,
@@ -130,7 +147,7 @@ pub async fn run(config: Config) -> Result<()> {
         inputs,
     };
     let beat = health.heartbeat("loop", HUNG);
-    shell.run(inbox, news, received, &shutdown, || beat.beat()).await
+    shell.run(inbox, news, received, shutdown, || beat.beat()).await
 }
 
 fn follow_sources(
@@ -154,37 +171,25 @@ fn follow_sources(
     ));
 }
 
-/// Hears that this virtual machine was copied or put back. Where that can't be heard, it is not noticed.
-fn follow_vm_generation(inputs: mpsc::Sender<Input>) -> Result<()> {
-    let follow = move || {
-        let mut events = match VmGenerationEvents::open() {
-            Ok(events) => events,
-            Err(error) => return tracing::debug!(%error, "cannot hear whether this machine is copied"),
-        };
-        while let Ok(VmEvent::NewGeneration | VmEvent::Lost) = events.next_event() {
-            tracing::warn!("this machine was put back to a snapshot, or is a copy: drawing a new identity");
-            if inputs.blocking_send(Event::NewVmGeneration.into()).is_err() {
-                return;
-            }
-        }
-    };
-    thread::Builder::new()
-        .name("vm-generation".into())
-        .spawn(follow)
-        .context("starting the thread for VM events")?;
-    Ok(())
+/// Draws anew when this virtual machine was copied or put back.
+fn follow_vm_generation(machine: &impl Machine, inputs: mpsc::Sender<Input>) -> Result<()> {
+    machine.listen_to_vm(Box::new(move || {
+        tracing::warn!("this machine was put back to a snapshot, or is a copy: drawing a new identity");
+        inputs.blocking_send(Event::NewVmGeneration.into()).is_ok()
+    }))
 }
 
 /// Starts the thread that changes the kernel.
 fn start_worker(
+    machine: impl Machine,
+    to_do: blocking::Receiver<Job>,
     journal: Journal<Lines>,
     limits: SaLimits,
-) -> Result<(blocking::Sender<Job>, UnboundedReceiver<News>)> {
-    let (jobs, to_do) = blocking::channel();
+) -> Result<UnboundedReceiver<News>> {
     let (reports, news): (UnboundedSender<News>, _) = mpsc::unbounded_channel();
     thread::Builder::new()
         .name("kernel".into())
-        .spawn(move || worker::work(XfrmSocket::open, measure, (journal, limits), &to_do, &reports))
+        .spawn(move || worker::work(machine, (journal, limits), &to_do, &reports))
         .context("starting the kernel's thread")?;
-    Ok((jobs, news))
+    Ok(news)
 }

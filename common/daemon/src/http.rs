@@ -28,26 +28,37 @@ pub struct Bound {
 ///
 /// # Errors
 /// The address is taken, or not one of this host's.
-pub async fn bind(addr: SocketAddr, health: Health, registry: impl Into<Arc<Registry>>) -> io::Result<Bound> {
+pub async fn bind(addr: SocketAddr, health: Health, registry: Registry) -> io::Result<Bound> {
+    bind_router(addr, router(health, Arc::new(registry))).await
+}
+
+/// The three pages.
+pub fn router(health: Health, registry: Arc<Registry>) -> Router {
+    let alive = health.clone();
+    Router::new()
+        .route("/healthz", get(async move || respond(alive.alive(Instant::now()))))
+        .route("/readyz", get(async move || respond(health.ready())))
+        .route("/metrics", get(async move || metrics(&registry)))
+}
+
+/// Takes a port for pages of the caller's.
+///
+/// # Errors
+/// The address is taken, or not one of this host's.
+pub async fn bind_router(addr: SocketAddr, router: Router) -> io::Result<Bound> {
     let listener = TcpListener::bind(addr)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("listening on {addr}: {error}")))?;
-    let registry = registry.into();
-    let alive = health.clone();
-    let router = Router::new()
-        .route("/healthz", get(async move || respond(alive.alive(Instant::now()))))
-        .route("/readyz", get(async move || respond(health.ready())))
-        .route("/metrics", get(async move || metrics(&registry)));
     Ok(Bound { addr: listener.local_addr()?, listener, router })
 }
 
 impl Bound {
-    /// Answers until dropped.
+    /// Answers until dropped. Pages know who asks (`ConnectInfo`).
     ///
     /// # Errors
     /// None in practice: failed connections are dropped one by one.
     pub async fn serve(self) -> io::Result<()> {
-        axum::serve(self.listener, self.router).await
+        axum::serve(self.listener, self.router.into_make_service_with_connect_info::<SocketAddr>()).await
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`peer`] | `EncryptionPeer.spec`: what a node announces to its peers |
 //! | [`cluster_encryption`], [`key_rotation`], [`condition`] | the operator's objects |
 //! | [`acknowledgement`], [`node_encryption`] | what a node reports to the manager, and to operators |
+//! | [`inspection`] | what an agent answers on its node's loopback |
 //! | [`node_key`] | the node's X25519 key pair and the secrets that it shares with peers |
 //! | [`derivation`] | SPI and key of every SA |
 //! | [`probe`] | the packets that prove an SA |
@@ -25,6 +26,7 @@ pub mod cluster_encryption;
 pub mod condition;
 pub mod derivation;
 pub mod duration;
+pub mod inspection;
 pub mod key_rotation;
 pub mod keyring;
 pub mod mtu;

@@ -5,9 +5,15 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use http::Request;
 use kube::Client;
-use secureoverlay_kubectl_core::snapshot::{Cleaned, Fetched, Read};
+use secureoverlay_kubectl_core::{
+    paths::Missing,
+    snapshot::{Cleaned, Fetched, Read},
+};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
+
+use crate::forward;
 
 /// For an answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -16,6 +22,7 @@ const PAGE: usize = 500;
 /// Who is named as the author of fields.
 const MANAGER: &str = "fieldManager=kubectl-secureoverlay";
 const GROUP: &str = "/apis/secureoverlay.io/v1alpha1";
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 /// What may be asked for. There is no other way to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +47,18 @@ pub enum Kind {
     Event,
     /// Events about objects without a namespace.
     ClusterEvent,
+    /// ServiceAccounts of kube-system.
+    ServiceAccount,
+    /// ClusterRoles.
+    ClusterRole,
+    /// ClusterRoleBindings.
+    ClusterRoleBinding,
 }
 
 impl Kind {
     /// All of them.
     #[cfg(test)]
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::ClusterEncryption,
         Self::KeyRotation,
         Self::NodeEncryption,
@@ -56,6 +69,9 @@ impl Kind {
         Self::Deployment,
         Self::Event,
         Self::ClusterEvent,
+        Self::ServiceAccount,
+        Self::ClusterRole,
+        Self::ClusterRoleBinding,
     ];
 
     fn path(self) -> (&'static str, &'static str) {
@@ -70,6 +86,9 @@ impl Kind {
             Self::Deployment => ("/apis/apps/v1/namespaces/kube-system", "deployments"),
             Self::Event => ("/api/v1/namespaces/kube-system", "events"),
             Self::ClusterEvent => ("/api/v1/namespaces/default", "events"),
+            Self::ServiceAccount => ("/api/v1/namespaces/kube-system", "serviceaccounts"),
+            Self::ClusterRole => (RBAC, "clusterroles"),
+            Self::ClusterRoleBinding => (RBAC, "clusterrolebindings"),
         }
     }
 
@@ -148,6 +167,30 @@ impl Api {
         self.write("patch", kind, request.body(patch.to_string().into_bytes())).await
     }
 
+    /// Deletes an object. Its being gone already is well.
+    pub async fn delete(&self, kind: Kind, name: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(!name.is_empty(), "no name");
+        let request = Request::delete(kind.url(name, "propagationPolicy=Background")?);
+        match self.send(request.body(Vec::new())).await {
+            Ok(_) | Err(Refused::Api { code: 404, .. }) => Ok(()),
+            Err(refused) => Err(anyhow!(refused.text("delete", kind))),
+        }
+    }
+
+    /// Asks an agent by its Pod's name and its port.
+    pub async fn ask_agent<T: DeserializeOwned>(
+        &self,
+        agent: (&str, u16),
+        path: &str,
+        patience: Duration,
+    ) -> Result<T, Missing> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ['-', '.', '/'].contains(&c);
+        if !path.chars().all(plain) {
+            return Err(Missing::Other(format!("not a name of a node: {path:?}")));
+        }
+        forward::ask(&self.0, agent, path, patience).await
+    }
+
     async fn write(
         &self,
         verb: &str,
@@ -159,11 +202,18 @@ impl Api {
 
     /// The end of a container's log.
     pub async fn log(&self, pod: &str, previous: bool) -> anyhow::Result<String> {
+        self.log_by(pod, &format!("tailLines=5000&limitBytes=2000000&timestamps=true&previous={previous}"))
+            .await
+    }
+
+    /// A container's log as it is.
+    pub async fn plain_log(&self, pod: &str) -> anyhow::Result<String> {
+        self.log_by(pod, "limitBytes=2000000").await
+    }
+
+    async fn log_by(&self, pod: &str, query: &str) -> anyhow::Result<String> {
         let url = Kind::Pod.url(pod, "")?;
-        let url = format!(
-            "{}/log?tailLines=5000&limitBytes=2000000&timestamps=true&previous={previous}",
-            url.trim_end_matches('?')
-        );
+        let url = format!("{}/log?{query}", url.trim_end_matches('?'));
         let request = Request::get(url).body(Vec::new()).context("preparing the request")?;
         let answer = timeout(ANSWER, self.0.request_text(request)).await.map_err(|_| Refused::Late);
         answer

@@ -68,6 +68,14 @@ pub enum Command {
     History(OutputArgs),
     /// Show the versions of this program, the manager and the agents
     Version(OutputArgs),
+    /// Show both directions between two nodes: key, SPI, counters, last proof, room in the tunnel's MTU. Needs the right to
+    /// forward ports of Pods in kube-system
+    Path(PathArgs),
+    /// Look on each node for what keeps its pod traffic from being encrypted
+    ///
+    /// Asks the running agents through port-forwards. With --pre or --capture a DaemonSet checks the nodes instead, which is
+    /// removed at the end, also after Ctrl-C; what a killed check left is removed by the next one.
+    Check(CheckArgs),
     /// Say which nodes a deletion of SecureOverlay would strand
     Uninstall(UninstallArgs),
     /// Write a tar for those who help you: objects, Events, Pods and logs. It holds no key
@@ -137,6 +145,60 @@ pub struct RotateArgs {
     pub skip_unresponsive: bool,
 }
 
+/// How agents are asked.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct AgentArgs {
+    /// Wait no longer than this for the answer of an agent
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse_positive)]
+    pub timeout: Duration,
+    /// Port of the agents' SECUREOVERLAY_METRICS_BIND_ADDRESS
+    #[arg(long, value_name = "PORT", default_value_t = 9467)]
+    pub agent_port: u16,
+}
+
+/// Flags of `path`.
+#[derive(Debug, Args)]
+pub struct PathArgs {
+    /// One node
+    #[arg(value_name = "NODE")]
+    pub from: String,
+    /// The other node
+    #[arg(value_name = "NODE")]
+    pub to: String,
+    /// How agents are asked.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Check before an installation: by a DaemonSet of the agent's image. Readable packets are no finding then
+    #[arg(long)]
+    pub pre: bool,
+    /// Check this node only
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Count readable and encrypted packets between nodes for this long, such as 10s. By a DaemonSet with NET_RAW
+    #[arg(long, value_name = "DURATION", value_parser = capture)]
+    pub capture: Option<Duration>,
+    /// The agent's image for the DaemonSet; by default that of the installed agents
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Wait this much longer for the DaemonSet's Pods to start
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration::parse_positive)]
+    pub start_timeout: Duration,
+    /// How agents are asked.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// What to do about enforcement.
 #[derive(Debug, Subcommand)]
 pub enum EnforcementCommand {
@@ -183,6 +245,14 @@ pub struct BundleArgs {
     pub agents: usize,
 }
 
+/// The longest count of packets, as the agent's.
+const LONGEST_CAPTURE: Duration = Duration::from_secs(600);
+
+fn capture(text: &str) -> Result<Duration, String> {
+    let time = duration::parse_positive(text)?;
+    if time <= LONGEST_CAPTURE { Ok(time) } else { Err("at most 10m".to_owned()) }
+}
+
 fn reason(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("must not be empty".to_owned()),
@@ -217,6 +287,10 @@ mod tests {
             "version -o yaml",
             "uninstall --check",
             "support-bundle --file x.tar",
+            "path node1 node2 -o wide",
+            "check",
+            "check --pre --node node1 --image registry/agent:1",
+            "check --capture 10s --timeout 5s",
             "completion bash",
             "status --context x --as olga --as-group team",
         ] {
@@ -234,6 +308,10 @@ mod tests {
             "include",
             "uninstall",
             "completion tcl",
+            "path node1",
+            "path node1 node2 node3",
+            "check node1",
+            "check --capture 11m",
             "status -o xml",
             "status --as-group team",
             "support-bundle --agents -1",

@@ -6,7 +6,10 @@ mod api;
 mod bundle;
 mod cli;
 mod connect;
+mod daemonset;
 mod fetch;
+mod forward;
+mod inspect;
 mod operate;
 mod output;
 mod rotate;
@@ -55,6 +58,11 @@ async fn run(cli: &Cli) -> anyhow::Result<u8> {
         Command::History(args) => show::history(&api, args.output).await?,
         Command::Version(args) => show::version(&api, args.output).await?,
         Command::Uninstall(args) => show::uninstall(&api, args.output.output).await?,
+        Command::Path(args) => inspect::path(&api, args).await?,
+        Command::Check(args) if args.pre || args.capture.is_some() => {
+            return daemonset::check(&api, args).await;
+        }
+        Command::Check(args) => inspect::check(&api, args).await?,
         Command::Rotate(args) => return rotate::rotate(&api, args).await,
         Command::Enforcement { command: EnforcementCommand::Get(args) } => {
             operate::enforcement(&api, args.output).await?

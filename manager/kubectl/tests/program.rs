@@ -29,6 +29,7 @@ const OURS: &str = "/apis/secureoverlay.io/v1alpha1";
 struct World {
     objects: BTreeMap<String, Value>,
     refused: BTreeMap<String, u16>,
+    log: String,
     asked: Vec<(Method, String, Value)>,
 }
 
@@ -69,7 +70,17 @@ impl World {
             );
         }
         if path.ends_with("/log") {
-            return (200, "a line\u{1b}[2J\n".to_owned());
+            return (200, format!("a line\u{1b}[2J\n{}", self.log));
+        }
+        if query.contains("secureoverlay-check") {
+            // As the controller would: a Pod as long as there is a DaemonSet.
+            let count = |method: Method| {
+                let of_check = |path: &String| path.contains("daemonsets");
+                self.asked.iter().filter(|(used, path, _)| *used == method && of_check(path)).count()
+            };
+            let runs = count(Method::POST) == count(Method::DELETE);
+            let pod = json!({"metadata": {"name": "check-1"}, "spec": {"nodeName": "node1"}});
+            return (200, json!({"items": if runs { vec![pod] } else { vec![] }}).to_string());
         }
         if method == Method::POST {
             return (201, json!({"metadata": {"name": "rotate-new"}}).to_string());
@@ -368,4 +379,65 @@ async fn bundle_is_written_once_and_names_what_is_missing() {
     cluster.refuse("/api/v1/namespaces/default/events");
     let (code, said) = cluster.run("support-bundle --file y.tar");
     assert!(code == 1 && said.contains("without 1 part (errors.txt"), "{said}");
+}
+
+const REPORT: &str = r#"{"items":[{"verdict":"Fail","what":"mtu","text":"1480 of tunl0\\u001b[2J"}],"blind":false,
+    "capture":{"milliseconds":1000,"interfaces":["eth0"],"esp":0,"readable":{"ipip":7,"vxlan":0,"gre":0,"routed":0}}}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_before_an_installation_leaves_nothing() {
+    let cluster = Cluster::start().await;
+    cluster.edit(|world| world.log = REPORT.replace('\n', ""));
+    let (code, said) = cluster.run("check --pre --node node1 --capture 1s --image registry/agent:7");
+    assert!(code == 1 && said.contains("1480 of tunl0") && said.contains("7 readable"), "{said}");
+    assert!(!said.contains('\u{1b}'), "{said}");
+    let made = cluster.sent(&Method::POST);
+    let names: Vec<&str> = made.iter().map(|(_, body)| body["kind"].as_str().unwrap()).collect();
+    assert_eq!(names, ["ClusterRole", "ServiceAccount", "ClusterRoleBinding", "DaemonSet"]);
+    let pod = &made[3].1["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(container["image"], "registry/agent:7");
+    assert_eq!(container["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN", "NET_RAW"]));
+    assert!(pod.to_string().contains("node1") && pod["hostNetwork"] == true, "{pod}");
+    // What an earlier one left is removed first, what this one made afterwards.
+    assert_eq!(cluster.sent(&Method::DELETE).len(), 2 * made.len());
+
+    cluster.edit(|world| world.log.clear());
+    let (code, said) = cluster.run("check --pre --node node1 --timeout 1s --start-timeout 1s");
+    assert!(code == 3 && said.contains("no report within 2 s"), "{said}");
+    let container = cluster.sent(&Method::POST)[7].1["spec"]["template"]["spec"]["containers"][0].clone();
+    assert_eq!(container["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN"]));
+
+    let child = cluster
+        .command("check --pre --node node1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while cluster.sent(&Method::POST).len() < 12 && begun.elapsed() < Duration::from_secs(20) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let (code, said) = finish(tokio::task::block_in_place(|| child.wait_with_output()).unwrap());
+    assert!(killed.success() && code == 130 && said.contains("interrupted"), "{code} {said}");
+    assert_eq!(cluster.sent(&Method::DELETE).len(), 6 * 4);
+
+    // Where the last object may not be made, the others go.
+    cluster.refuse("/apis/apps/v1/namespaces/kube-system/daemonsets");
+    let (code, said) = cluster.run("check --pre --node node1");
+    assert!(code == 2 && said.contains("you may not"), "{said}");
+    assert_eq!(cluster.sent(&Method::DELETE).len(), 8 * 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_cannot_be_asked_are_not_known() {
+    let cluster = Cluster::start().await;
+    let (code, said) = cluster.run("path node1 node3");
+    assert!(code == 2 && said.contains("there is no Node \"node1\""), "{said}");
+    let (code, said) = cluster.run("path node3 node3");
+    assert!(code == 2 && said.contains("stays on a node"), "{said}");
+    // This server forwards no ports.
+    let (code, said) = cluster.run("check");
+    assert!(code == 2 && said.contains("node1   unknown   check"), "{said}");
 }

@@ -21,6 +21,7 @@ use crate::lab::Lab;
 use crate::largest;
 use crate::lifecycle;
 use crate::place::{LAB_VARIABLE, Place};
+use crate::product;
 use crate::progress::{note, seconds};
 use crate::run_command::{self, RunArgs};
 use crate::scenario::{Profile, Tier};
@@ -113,6 +114,8 @@ enum Cmd {
     },
     /// Print where a program is that checks or installs packages; it is fetched or built if it is not there.
     Tool { tool: Tool },
+    /// Print the directory of the static programs that the images hold, built if they are not there
+    Programs,
     /// Run a command under the guests' kernel, which has all of IPsec, on this machine's own files.
     Kernel(KernelArgs),
     /// What the scenario `mtu` runs in a guest.
@@ -204,6 +207,7 @@ fn dispatch(command: Cmd, named: Option<Place>) -> Result<i32> {
                 }
             }
         }
+        Cmd::Programs => println!("{}", product::programs()?.display()),
         Cmd::Tool { tool } => println!("{}", tool.get()?.display()),
         Cmd::Kernel(args) => return kernel_command::run(&args),
         Cmd::MeasureMtu => largest::main()?,

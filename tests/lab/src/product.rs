@@ -152,6 +152,30 @@ pub fn bench() -> Result<PathBuf> {
     Ok(programs.join("secureoverlay-bench"))
 }
 
+/// Builds the program with many agents and the manager for measurements, and returns their directory. Our own code is
+/// optimised as in a release; libraries are not.
+pub fn rig() -> Result<PathBuf> {
+    let given = env::var_os(PROGRAMS_VARIABLE).map(PathBuf::from);
+    if let Some(programs) = given.filter(|programs| programs.join("secureoverlay-rig").exists()) {
+        return Ok(programs);
+    }
+    let step = stage("building the rig", "4 min the first time");
+    let measured = [
+        "secureoverlay-agent",
+        "secureoverlay-agent-core",
+        "secureoverlay-k8s",
+        "secureoverlay-keyring",
+        "secureoverlay-manager",
+        "secureoverlay-manager-core",
+        "secureoverlay-rotation",
+        "secureoverlay-rig",
+    ];
+    let packages: Vec<&str> = PACKAGES.into_iter().chain(["secureoverlay-rig"]).collect();
+    let programs = static_build(&step, &packages, &measured)?;
+    step.done();
+    Ok(programs)
+}
+
 /// Builds these packages without any library from outside, and returns the directory of the programs.
 ///
 /// They are optimised less than a release, but for those that are named, in a directory of their own: what changes is built

@@ -40,10 +40,7 @@ impl<S: IdentityStore> Agent<S> {
 
     fn target(&mut self, now: Time) -> Option<ReconcileTarget> {
         self.expire_addresses(now);
-        let peers = self.table.snapshot(now);
-        if peers != *self.peers {
-            self.peers = Arc::new(peers);
-        }
+        self.refresh_peers(now);
         let exclusion = self.exclusions.at(now);
         if exclusion != *self.exclusion {
             self.exclusion = Arc::new(exclusion);

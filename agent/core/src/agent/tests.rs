@@ -163,6 +163,19 @@ fn ring_is_read_by_quorum_before_new_entries_are_announced_and_no_other_write() 
 }
 
 #[test]
+fn peers_after_a_join_are_those_of_the_table() {
+    let mut bench = Bench::new();
+    bench.show(1, &[(1, Role::Active)]);
+    bench.serve();
+    let now = bench.now;
+    for object in [peer_object(3, &[(3, 3)]), peer_object(3, &[(4, 4), (3, 3)]), peer_object(5, &[])] {
+        bench.input(Event::PeerApplied(object));
+        assert_eq!(*bench.agent.peers, bench.agent.table.snapshot(now));
+    }
+    assert_eq!(bench.agent.peers.by_name.len(), 2);
+}
+
+#[test]
 fn ring_that_could_not_be_read_is_asked_for_again_and_nothing_is_written() {
     let mut bench = Bench::new();
     let mut asked = 0;
@@ -320,4 +333,30 @@ fn node_without_peers_says_so() {
     alone.input(Event::PeerNode("node-2".to_owned(), NodeLookup::NotFound));
     alone.serve();
     assert!(alone.agent.acknowledgement().unwrap().no_peers);
+}
+
+#[test]
+fn paths_tell_the_sa_in_use_its_generation_and_its_last_proof() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.agent.paths("node-2"), None, "the kernel was not looked at");
+    bench.show(1, &[(1, Role::Active)]);
+    bench.serve();
+    let (outbound, inbound) = bench.agent.paths("node-2").unwrap();
+    assert!(
+        outbound.len() == 1 && outbound[0].pin.is_none() && outbound[0].candidate.is_some(),
+        "{outbound:?}"
+    );
+    assert!(inbound.len() == 1 && inbound[0].1.dst == address(1).ip(), "{inbound:?}");
+    bench.ping(|_| true);
+    let proven = bench.now;
+    bench.serve();
+    let (outbound, _) = bench.agent.paths("node-2").unwrap();
+    let path = &outbound[0];
+    assert!(path.there && path.pin.is_some() && !path.excluded && path.candidate.is_none(), "{path:?}");
+    assert_eq!(path.generation, Some(bench.agent.applied_ring().unwrap().generations[0].id));
+    assert!(path.answered.is_some_and(|at| at <= proven) && path.awaited.is_none(), "{path:?}");
+    bench.agent.recheck("node-2", bench.now);
+    bench.ping(|_| false);
+    assert!(bench.agent.paths("node-2").unwrap().0[0].awaited.is_some());
+    assert_eq!(bench.agent.paths("node-9"), Some((vec![], vec![])));
 }

@@ -60,7 +60,8 @@ fn is_in_use(sender: &Sender, facts: &Facts<'_>) -> bool {
     let (Some(ring), Some(sas)) = (facts.ring, facts.sas) else { return true };
     let entry = Entry::from(sender);
     let derivations: Vec<Derivation<'_>> = ring.generations.iter().map(Derivation::new).collect();
-    facts.peers.entries().keys().any(|peer| {
+    let mut peers = facts.peers.by_name.values().flat_map(|peer| &peer.entries);
+    peers.any(|peer| {
         let path = entry.path_to(peer.endpoint());
         derivations
             .iter()

@@ -167,3 +167,25 @@ fn pings_go_to_every_pair_in_order_of_their_time() {
     let begun = bench.now;
     assert!(bench.ping().is_some() && bench.now - begun > Duration::from_secs(60), "not before the re-check");
 }
+
+#[test]
+fn operator_who_asks_has_the_pinned_sa_pinged_at_once_and_sees_the_answer() {
+    let mut bench = Bench::new(&report(&[2], true, None));
+    let (pair, asked) = (pair(2), bench.now);
+    assert_eq!((bench.tracker.answered(&pair, PIN), bench.tracker.awaited(&pair)), (None, None));
+    bench.tracker.recheck(pair, bench.now);
+    let ping = bench.ping().unwrap();
+    assert!(bench.now <= asked + Duration::from_millis(1) && ping.sa.spi == PIN, "{ping:?}");
+    assert_eq!(bench.tracker.awaited(&pair), Some(bench.now));
+    // One that asks again at once has to wait for the answer.
+    bench.tracker.recheck(pair, bench.now);
+    assert!(bench.tracker.poll_timeout().unwrap() > bench.now + MISSED);
+    bench.answer(&ping);
+    assert_eq!((bench.tracker.answered(&pair, PIN), bench.tracker.awaited(&pair)), (Some(bench.now), None));
+    // What was answered is forgotten with its SA.
+    bench
+        .tracker
+        .handle_report(&ReconcileReport { pins: BTreeMap::new(), ..report(&[2], false, None) }, bench.now);
+    bench.tracker.recheck(pair, bench.now);
+    assert_eq!((bench.tracker.awaited(&pair), bench.ping()), (None, None));
+}

@@ -39,18 +39,18 @@ impl XfrmSocket {
         Ok(Self { requests: RequestSocket::open(Subsystem::Xfrm)? })
     }
 
-    /// How many packets an SA has carried; `None` where it is not there.
+    /// How many packets and bytes an SA has carried; `None` where it is not there.
     ///
     /// # Errors
     /// The kernel can't be asked, or its answer can't be read.
-    pub fn packets(&mut self, id: SaId) -> Result<Option<u64>, KernelError> {
+    pub fn carried(&mut self, id: SaId) -> Result<Option<(u64, u64)>, KernelError> {
         let found = self.requests.get(
             XFRM_MSG_GETSA,
             &emitted(&state_id(id)),
             "reading an SA's counters",
             parse_sa,
         )?;
-        Ok(found.ok().flatten().filter(|found| !found.larval).map(|found| found.sa.packets))
+        Ok(found.ok().flatten().filter(|found| !found.larval).map(|found| (found.sa.packets, found.sa.bytes)))
     }
 
     /// Sends up to [`BATCH`] operations at once and sorts the answers.

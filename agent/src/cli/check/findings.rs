@@ -7,7 +7,10 @@ use secureoverlay_agent_core::{
     xfrm::{Actual, Owner},
 };
 use secureoverlay_k8s::node::NodeFacts;
-use secureoverlay_keyring::suite::Suite;
+use secureoverlay_keyring::{
+    inspection::{Readable, WireCounts},
+    suite::Suite,
+};
 
 use super::{
     Place, Trial,
@@ -190,6 +193,24 @@ fn all(what: &'static str, failing: &BTreeSet<String>, well: Item) -> Vec<Item> 
         return vec![Item { what, ..well }];
     }
     failing.iter().map(|text| Item::new(Verdict::Fail, what, text)).collect()
+}
+
+/// What passed on the wire.
+pub fn capture(counts: &WireCounts) -> Item {
+    let WireCounts { milliseconds, interfaces, esp, readable } = counts;
+    let Readable { ipip, vxlan, gre, routed } = readable;
+    let verdict = match (readable.total(), esp) {
+        (0, 0) => Verdict::Unknown,
+        (0, _) => Verdict::Ok,
+        _ => Verdict::Warn,
+    };
+    let (seconds, interfaces) = (*milliseconds as f64 / 1000.0, interfaces.join(", "));
+    let text = format!(
+        "in {seconds:.1} s on {interfaces}: {esp} ESP packets, {} readable ones ({ipip} IPIP, {vxlan} VXLAN, {gre} GRE, \
+         {routed} of pods in no tunnel)",
+        readable.total()
+    );
+    Item::new(verdict, "capture", text)
 }
 
 /// What the running agent says.

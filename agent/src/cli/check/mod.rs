@@ -3,13 +3,14 @@
 //! It asks the kernel itself, as the agent does, and changes nothing but for the trial SA: it may run beside the agent.
 
 mod api;
+mod capture;
 mod findings;
 mod place;
 mod readyz;
 mod report;
 mod trial;
 
-use std::{fs, iter, net::IpAddr};
+use std::{fs, iter, net::IpAddr, time::Duration};
 
 use rand::{TryRng, rngs::SysRng};
 use rustix::io::Errno;
@@ -32,14 +33,21 @@ use crate::{
 /// The kernel's list of ciphers.
 const CRYPTO: &str = "/proc/crypto";
 
-/// Looks at everything.
-pub async fn check(node: &Node) -> Report {
+/// Looks at everything, and counts for a while what passes on the wire, if that is asked for.
+pub async fn check(node: &Node, capture: Option<Duration>) -> Report {
     let mut report = Report::default();
     let actual = look_at_kernel(&mut report);
     let (nodes, setting) = api::read().await;
     report.push(findings::api(&nodes));
-    look_at_network(&mut report, node.name().as_deref(), &nodes, &setting, actual.as_ref());
+    let place = look_at_network(&mut report, node.name().as_deref(), &nodes, &setting, actual.as_ref());
     report.push(findings::agent(node.metrics_bind_address, readyz::ask(node.metrics_bind_address)));
+    if let Some(duration) = capture {
+        let scope = capture::Scope::new(place.as_ref(), nodes.as_deref().unwrap_or_default());
+        match scope.and_then(|scope| capture::count(&scope, duration)) {
+            Ok(counts) => report.captured(findings::capture(&counts), Some(counts)),
+            Err(error) => report.blind(Item::new(Verdict::Unknown, "capture", error)),
+        }
+    }
     report
 }
 
@@ -84,15 +92,19 @@ fn look_at_network(
     nodes: &Result<Vec<NodeFacts>, String>,
     setting: &MtuSetting,
     actual: Option<&Actual>,
-) {
+) -> Option<Place> {
     let own = match look_around(iter::empty()) {
         Ok(facts) => facts.links.into_iter().flat_map(|link| link.addresses).collect::<Vec<IpAddr>>(),
-        Err(error) => return report.blind(Item::new(Verdict::Unknown, "network", error)),
+        Err(error) => {
+            report.blind(Item::new(Verdict::Unknown, "network", error));
+            return None;
+        }
     };
     let by_api = nodes.as_ref().ok().and_then(|nodes| Place::among(nodes, name, &own));
     let by_kernel = || Place::by_states(&actual?.sas, &own);
     let place = by_api.or_else(by_kernel);
     report.push(findings::place(place.as_ref()));
+    let found = place.clone();
     let place = place.unwrap_or_default();
     match look_around(place.peers.keys().copied()) {
         Ok(facts) => {
@@ -104,6 +116,7 @@ fn look_at_network(
     if let Some(actual) = actual {
         report.extend(findings::policies(actual, &place));
     }
+    found
 }
 
 #[cfg(test)]

@@ -2,29 +2,8 @@
 
 use std::fmt;
 
-/// How one thing is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// It may be meant to be so.
-    Warn,
-    /// Traffic is lost or not encrypted because of it.
-    Fail,
-    /// It could not be seen.
-    Unknown,
-}
-
-impl Verdict {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warn => "WARN",
-            Self::Fail => "FAIL",
-            Self::Unknown => "unknown",
-        }
-    }
-}
+pub use secureoverlay_keyring::inspection::CheckVerdict as Verdict;
+use secureoverlay_keyring::inspection::{CheckItem, CheckReport, WireCounts};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +37,7 @@ impl fmt::Display for Item {
 pub struct Report {
     items: Vec<Item>,
     blind: bool,
+    capture: Option<WireCounts>,
 }
 
 impl Report {
@@ -75,6 +55,27 @@ impl Report {
     pub fn blind(&mut self, item: Item) {
         self.blind = true;
         self.items.push(item);
+    }
+
+    /// Adds what passed on the wire.
+    pub fn captured(&mut self, item: Item, counts: Option<WireCounts>) {
+        self.items.push(item);
+        self.capture = counts;
+    }
+
+    /// The same for other programs.
+    #[must_use]
+    pub fn to_document(&self) -> CheckReport {
+        let item = |Item { verdict, what, text }: &Item| CheckItem {
+            verdict: *verdict,
+            what: (*what).to_owned(),
+            text: text.clone(),
+        };
+        CheckReport {
+            items: self.items.iter().map(item).collect(),
+            blind: self.blind,
+            capture: self.capture.clone(),
+        }
     }
 
     /// 0: nothing failed. 1: something did. 2: nothing is known to, but the kernel could not be asked.

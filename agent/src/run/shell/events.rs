@@ -31,6 +31,7 @@ impl<S: IdentityStore> Shell<S> {
                 }
                 self.mark.set(self.lifecycle.orphaned());
             }
+            Input::Paths(query) => self.answer_paths(query),
             Input::HistoryWentBack => self.reporter.history_went_back(),
             Input::MtuSetting(setting) => self.reporter.mtu_setting(&self.agent, setting),
         }

@@ -3,10 +3,12 @@
 //! | module | does |
 //! |---|---|
 //! | `events` | what sources and the kernel's thread tell, handed to the decisions |
+//! | `paths` | answers to operators who ask for the pairs with a peer |
 //! | `requests` | what the decisions want from the API |
 //! | `probes` | pings and their answers |
 
 mod events;
+mod paths;
 mod probes;
 mod requests;
 
@@ -29,7 +31,6 @@ use secureoverlay_agent_core::{
     identity::LocalIdentity,
     network::LocalNetwork,
 };
-use secureoverlay_agent_kernel::XfrmSocket;
 use secureoverlay_daemon::signal::Shutdown;
 use secureoverlay_keyring::address::NodeAddress;
 use tokio::{
@@ -45,7 +46,7 @@ use super::shutdown::Api;
 use crate::{
     clock::{self, now},
     io::input::Input,
-    kernel::{Job, News},
+    kernel::{Job, News, machine::Counters},
     network::probe_sockets::{Packet, ProbeSockets},
     telemetry::{report::Reporter, status::DesiredStatus},
     uninstall::{lifecycle::Lifecycle, mark::Mark},
@@ -79,7 +80,7 @@ pub(super) struct Shell<S> {
     /// Something has happened since that was looked at.
     pub(super) untold: bool,
     /// Reads counters of SAs.
-    pub(super) counters: Option<XfrmSocket>,
+    pub(super) counters: Counters,
     /// The address that the Node object shows.
     pub(super) fallback: Option<NodeAddress>,
     /// What the cluster gave to this node's pods, once that is known.

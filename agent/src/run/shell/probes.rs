@@ -7,12 +7,11 @@ use secureoverlay_agent_core::{
     proof::Received,
     xfrm::SaId,
 };
-use secureoverlay_agent_kernel::XfrmSocket;
 use secureoverlay_keyring::acknowledgement::EnforcementBlocker;
 use tokio::time::Instant;
 
 use super::{AGAIN, Shell};
-use crate::{clock::now, network::probe_sockets::Packet};
+use crate::{clock::now, kernel::machine::Counters, network::probe_sockets::Packet};
 
 /// Pings and answers that one turn of the loop sends at most.
 const PINGS: usize = 16;
@@ -32,9 +31,8 @@ impl<S: IdentityStore> Shell<S> {
 
     pub(super) fn receive(&mut self, packet: &Packet) {
         let counters = &mut self.counters;
-        let received = self
-            .agent
-            .handle_packet(packet.from, packet.port, &packet.payload, now(), |sa| packets(counters, sa));
+        let counted = |sa| packets(counters, sa);
+        let received = self.agent.handle_packet(packet.from, packet.port, &packet.payload, now(), counted);
         match received {
             Received::Answer(payload) => self.sockets.answer(packet, &payload),
             Received::Taken => {}
@@ -55,14 +53,6 @@ impl<S: IdentityStore> Shell<S> {
     }
 }
 
-/// How many packets an SA has carried.
-fn packets(counters: &mut Option<XfrmSocket>, sa: SaId) -> Option<u64> {
-    if counters.is_none() {
-        *counters = XfrmSocket::open().ok();
-    }
-    let read = counters.as_mut()?.packets(sa);
-    if read.is_err() {
-        *counters = None;
-    }
-    read.ok().flatten()
+fn packets(counters: &mut Counters, sa: SaId) -> Option<u64> {
+    counters(sa).map(|(packets, _)| packets)
 }

@@ -1,6 +1,7 @@
 //! The MTUs of this node, and what sets them.
 
 use secureoverlay_agent_core::agent::{Agent, IdentityStore};
+use secureoverlay_keyring::inspection::MtuRoom;
 
 use super::Reporter;
 use crate::network::{mtu, mtu_setting::MtuSetting};
@@ -48,6 +49,14 @@ impl Reporter {
     #[must_use]
     pub fn tunnel_mtu_too_large(&self) -> bool {
         self.mtu.as_ref().is_some_and(|finding| !finding.valid())
+    }
+
+    /// The tunnel's MTU and its limit.
+    #[must_use]
+    pub fn mtu_room(&self) -> Option<MtuRoom> {
+        let finding = self.mtu.as_ref()?;
+        let (interface, tunnel) = (finding.tunnel.interface.clone(), finding.tunnel.mtu);
+        Some(MtuRoom { interface, tunnel, limit: finding.bound.accepted() })
     }
 
     /// Bytes of the largest packet that the tunnel takes.

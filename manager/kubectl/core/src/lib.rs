@@ -6,6 +6,7 @@
 //! | [`assess`] | the verdict on the cluster, and each issue with the command that comes next |
 //! | [`screen`] | `status`, as one screen |
 //! | [`nodes`], [`history`], [`version`], [`removal`] | the other tables |
+//! | [`paths`], [`checks`] | what agents say of pairs and of their nodes |
 //! | [`progress`] | how a rotation goes, in a line |
 //! | [`bundle`] | what of an object goes into a support bundle |
 //! | [`table`], [`text`] | columns, colours, and text without control characters |
@@ -15,10 +16,12 @@
 
 pub mod assess;
 pub mod bundle;
+pub mod checks;
 mod cluster;
 pub mod history;
 mod node;
 pub mod nodes;
+pub mod paths;
 pub mod progress;
 pub mod removal;
 pub mod screen;

@@ -47,6 +47,7 @@ pub mod ring;
 mod rotate;
 mod rotate_faults;
 pub mod rotate_timed;
+mod scale;
 mod secret_reader;
 pub mod settings;
 mod straggler;
@@ -103,4 +104,5 @@ pub static ALL: &[Scenario] = &[
     mke_manifest::SCENARIO,
     mtu::SCENARIO,
     bench_netlink::SCENARIO,
+    scale::SCENARIO,
 ];
