@@ -78,7 +78,7 @@ const GROUPS: [&[Case]; 13] = [
     &[kernel::OTHER_SOURCE, node::RESYNC_WITHOUT_END],
     &[kernel::LOST_SA],
     &[kernel::ANOTHER_FORM, node::PORT_TAKEN],
-    &[kernel::ESP_BLOCKED, node::BOOT_ID_FLIPS],
+    &[node::BOOT_ID_FLIPS],
     &[kernel::CLEANED_BY_HAND],
     &[cluster::REPLACED],
     &[cluster::NEW_NODE_PULLS],

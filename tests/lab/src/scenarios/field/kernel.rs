@@ -20,13 +20,6 @@ pub const FLUSHED: Case = Case::new(
     "less than 100 ms in the clear, nothing lost between the others, counted and named",
     flushed,
 );
-pub const ESP_BLOCKED: Case = Case::new(
-    8,
-    "a node's kernel has lost ESP, and may not load it",
-    "traffic is held back, the cause is named, and it heals when ESP is back",
-    esp_blocked,
-)
-.imitated();
 pub const CLEANED_BY_HAND: Case = Case::new(
     15,
     "a node leaves the cluster while it enforces (kubeadm reset)",
@@ -71,32 +64,6 @@ fn flushed(field: &Field<'_>) -> Result<String> {
     let counted = metrics::of_agent(lab, &node.name, "secureoverlay_agent_policy_flushes_total")?;
     ensure!(counted.is_some_and(|count| count >= 1.0), "the metric is {counted:?}");
     Ok(format!("{} packets in the clear over {clear:?}; {found}", watched.wire.ipip))
-}
-
-/// The module is taken away while the agent stands still, and nothing can load it: the guests have no place for modules.
-fn esp_blocked(field: &Field<'_>) -> Result<String> {
-    let (lab, [node, peer, _]) = (field.lab(), field.nodes);
-    ensure!(signal(lab, &node.name, AGENT, "-STOP")? == 1, "no agent to be stopped");
-    let removed = field.sh(node, "ip xfrm state flush; for i in 1 2 3 4 5; do rmmod esp4 && break; sleep 0.5; done; ! grep -q '^esp4 ' /proc/modules");
-    signal(lab, &node.name, AGENT, "-CONT")?;
-    let seen = removed.and_then(|_| {
-        let mut said = Default::default();
-        until("the cause to be named", SEEN, || {
-            said = field.condition(node, "PeersProgrammed")?;
-            Ok(said[0] == "False" && said[2].contains("modprobe") && said[2].contains("may not load it"))
-        })
-        .with_context(|| format!("{said:?}"))?;
-        let said = said.join(" ");
-        let capture = Capture::start("field-esp", None)?;
-        let ping = ["ping", "-q", "-i", "0.1", "-W", "1", "-c", "5", "-I", &node.tunnel_ip.to_string()];
-        let target = peer.tunnel_ip.to_string();
-        let answered = lab.exec(&node.name, &[&ping[..], &[&target]].concat())?;
-        let clear = capture.stop()?.in_the_clear();
-        ensure!(answered.status != 0 && clear.is_empty(), "in the clear: {clear:?}");
-        Ok(format!("{said}; 5 pings held back, none in the clear"))
-    });
-    field.sh(node, "insmod $(find /lab/cache/kernel -name esp4.ko | head -n 1)")?;
-    seen
 }
 
 fn cleaned_by_hand(field: &Field<'_>) -> Result<String> {
