@@ -6,9 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use secureoverlay_agent::kernel::{Job, News, worker::work};
+use secureoverlay_agent::kernel::{Job, News, machine::ThisMachine, worker::work};
 use secureoverlay_agent_core::{
-    coverage::PodNetworks,
     entry::Entry,
     exclusion::Exclusion,
     identity::{Identity, LocalIdentity},
@@ -19,7 +18,7 @@ use secureoverlay_agent_core::{
     reconcile::SaLimits,
     teardown::TeardownPhase,
 };
-use secureoverlay_agent_kernel::{Event, Events, XfrmSocket};
+use secureoverlay_agent_kernel::{Event, Events};
 use secureoverlay_keyring::{
     derivation::EndpointKey,
     keyring::{Enforcement, Generation, Identities, KeyRing, Role, SPI_SEED_LEN, Traffic},
@@ -107,8 +106,7 @@ fn flushed_policies_are_back_within_a_tenth_of_a_second() {
         let mut events = Events::open().unwrap();
         let kernel = thread::spawn(move || {
             let journal = Journal::new(Record::default(), NoStore);
-            let measure = |_: &DesiredInput, _: Option<&PodNetworks>| Ok(Default::default());
-            work(XfrmSocket::open, measure, (journal, SaLimits::default()), &to_do, &tell);
+            work(ThisMachine::default(), (journal, SaLimits::default()), &to_do, &tell);
         });
         jobs.send(Job::Reconcile(Box::new(target()))).unwrap();
         hear(&mut news, |news| matches!(news, News::Attempt(_)).then_some(()));
